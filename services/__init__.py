@@ -1,0 +1,1 @@
+"""The processes of paymesh, one folder each, and `kit`, which they share."""

@@ -1,0 +1,81 @@
+"""Checks of a request's fields that collect every fault before they complain.
+
+    checks = Checks()
+    checks.text("merchant_id", request.merchant_id, max_length=64)
+    checks.done()           # raises Invalid with all violations
+"""
+
+from __future__ import annotations
+
+from services.kit.errors import Invalid, Violation
+from services.kit.money import AMOUNT_MINOR_MAX, is_currency
+
+KEY_LENGTH_MAX = 255
+ID_LENGTH_MAX = 64
+PAGE_SIZE_DEFAULT = 100
+PAGE_SIZE_MAX = 1_000
+
+
+class Checks:
+    """Collects violations; `done` raises them."""
+
+    __slots__ = ("violations",)
+
+    def __init__(self) -> None:
+        self.violations: list[Violation] = []
+
+    def fail(self, field: str, description: str) -> None:
+        """Note a fault."""
+        self.violations.append(Violation(field, description))
+
+    def text(self, field: str, value: str, *, max_length: int = ID_LENGTH_MAX, optional: bool = False) -> None:
+        """A text of 1 (0 when optional) to `max_length` characters without NUL, which PostgreSQL cannot store."""
+        if not value:
+            if not optional:
+                self.fail(field, f"is required: 1 to {max_length} characters")
+        elif len(value) > max_length:
+            self.fail(field, f"has {len(value)} characters; at most {max_length} are allowed")
+        elif "\x00" in value:
+            self.fail(field, "contains a NUL character")
+
+    def number(self, field: str, value: int, *, at_least: int, at_most: int) -> None:
+        """A whole number within limits."""
+        if not at_least <= value <= at_most:
+            self.fail(field, f"is {value}; it must be from {at_least:,} to {at_most:,}")
+
+    def money(self, field: str, amount_minor: int, currency: str) -> None:
+        """A positive amount within the limit, of a currency that exists."""
+        self.number(f"{field}.amount_minor", amount_minor, at_least=1, at_most=AMOUNT_MINOR_MAX)
+        if not is_currency(currency):
+            self.fail(f"{field}.currency", f"{currency!r} is not an ISO 4217 currency code such as 'USD'")
+
+    def country(self, field: str, value: str, *, optional: bool = False) -> None:
+        """Two capital letters."""
+        if not value and optional:
+            return
+        if not (len(value) == 2 and value.isascii() and value.isalpha() and value.isupper()):
+            self.fail(field, f"{value!r} is not an ISO 3166-1 alpha-2 code such as 'GB'")
+
+    def done(self) -> None:
+        """Raise what was collected, if anything."""
+        if self.violations:
+            raise Invalid(self.violations)
+
+
+def check_key(key: str) -> None:
+    """An idempotency key: 1 to 255 printable ASCII characters. Raises Invalid."""
+    if not key:
+        raise Invalid.field(
+            "idempotency_key", "is required: metadata 'idempotency-key' on a single call, a field of each batch item"
+        )
+    if len(key) > KEY_LENGTH_MAX or not key.isascii() or not key.isprintable():
+        raise Invalid.field("idempotency_key", f"must be 1 to {KEY_LENGTH_MAX} printable ASCII characters")
+
+
+def page_size(requested: int) -> int:
+    """The page size to use: 0 means the default. Raises Invalid."""
+    if requested == 0:
+        return PAGE_SIZE_DEFAULT
+    if not 1 <= requested <= PAGE_SIZE_MAX:
+        raise Invalid.field("page_size", f"is {requested}; it must be from 1 to {PAGE_SIZE_MAX}, or 0 for the default")
+    return requested

@@ -1,0 +1,167 @@
+"""Gathers concurrent calls of one method into sets.
+
+A commit, a round trip and a Python call per item is what makes item-at-a-time services slow. The coalescer lets
+callers stay ordinary: each submits its few commands and waits; while a set is being worked on, what arrives is
+gathered into the next one.
+
+What is promised:
+
+* An idle coalescer starts at once. Only when a set is already under way does the next one linger, at most `linger_ms`,
+  for company.
+* Sets hold at most `set_size_max` commands and at most `sets_in_flight_max` are under way.
+* The queue holds at most `queue_max` commands; past that a submission is shed with `Overloaded` and nothing of it is
+  accepted.
+* Work that was accepted is carried out even when the caller goes away: the set is its own task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from services.kit.deadline import Deadline
+from services.kit.errors import Overloaded, PaymeshError
+
+C = TypeVar("C")
+O = TypeVar("O")  # noqa: E741 - an outcome
+
+log = logging.getLogger(__name__)
+
+OVERLOADED_RETRY_AFTER_MS = 200
+"""Roughly the time in which a full queue empties."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How a method's commands are gathered."""
+
+    set_size_max: int = 256
+    """Larger sets gain little more per item and make everyone in them wait longer."""
+    sets_in_flight_max: int = 2
+    """Two keep both the event loop and the database busy; more only fight for the same rows."""
+    linger_ms: float = 2.0
+    """The price in latency that one caller may pay for company."""
+    queue_max: int = 8_192
+    """About two seconds of work at full speed: beyond that a caller is better off elsewhere or later."""
+
+
+@dataclass(slots=True)
+class _Group(Generic[C, O]):
+    """The commands of one submission and where their outcomes are put."""
+
+    commands: Sequence[C]
+    deadline: Deadline
+    done: asyncio.Future[None]
+    outcomes: list[O | None]
+    taken: int
+    missing: int
+
+
+class Coalescer(Generic[C, O]):
+    """One per method. `handle` gets a set and the latest deadline among its callers."""
+
+    def __init__(
+        self,
+        name: str,
+        handle: Callable[[Sequence[C], Deadline], Awaitable[Sequence[O]]],
+        fail: Callable[[BaseException], O],
+        limits: Limits,
+    ) -> None:
+        self._name = name
+        self._handle = handle
+        self._fail = fail
+        self._limits = limits
+        self._queue: deque[_Group[C, O]] = deque()
+        self._queued = 0
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._linger: asyncio.TimerHandle | None = None
+
+    @property
+    def queued(self) -> int:
+        """Commands that wait for a set."""
+        return self._queued
+
+    async def submit(self, commands: Sequence[C], deadline: Deadline) -> list[O | None]:
+        """The outcomes of `commands`, in order; None for those that are not ready by the deadline. Raises Overloaded
+        when the queue is full. A caller that goes away leaves its commands to be carried out."""
+        if self._queued + len(commands) > self._limits.queue_max:
+            raise Overloaded(
+                "OVERLOADED",
+                f"{self._name} has {self._queued} commands waiting; try again later",
+                retry_after_ms=OVERLOADED_RETRY_AFTER_MS,
+            )
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        group: _Group[C, O] = _Group(commands, deadline, done, [None] * len(commands), 0, len(commands))
+        self._queue.append(group)
+        self._queued += len(commands)
+        self._pump()
+        await asyncio.wait((done,), timeout=deadline.remaining())
+        return group.outcomes
+
+    async def drain(self) -> None:
+        """Wait until everything accepted has been carried out."""
+        while self._in_flight or self._queue:
+            self._pump(hurry=True)
+            await asyncio.wait(self._in_flight)
+
+    def _pump(self, hurry: bool = False) -> None:
+        """Start a set if one may start now; else see that somebody will."""
+        while self._queue and len(self._in_flight) < self._limits.sets_in_flight_max:
+            if self._in_flight and self._queued < self._limits.set_size_max and not hurry:
+                if self._linger is None:
+                    loop = asyncio.get_running_loop()
+                    self._linger = loop.call_later(self._limits.linger_ms / 1000, self._lingered)
+                return
+            self._start()
+
+    def _lingered(self) -> None:
+        self._linger = None
+        self._pump(hurry=True)
+
+    def _start(self) -> None:
+        """Take a set from the front of the queue; a group that is too large is split over several sets."""
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        slices: list[tuple[_Group[C, O], int, int]] = []
+        room = self._limits.set_size_max
+        while self._queue and room:
+            group = self._queue[0]
+            start = group.taken
+            end = min(len(group.commands), start + room)
+            group.taken = end
+            room -= end - start
+            slices.append((group, start, end))
+            if end == len(group.commands):
+                self._queue.popleft()
+        self._queued -= self._limits.set_size_max - room
+        task = asyncio.create_task(self._work(slices), name=f"set:{self._name}")
+        self._in_flight.add(task)
+        task.add_done_callback(self._worked)
+
+    def _worked(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
+        self._pump()
+
+    async def _work(self, slices: list[tuple[_Group[C, O], int, int]]) -> None:
+        commands = [c for group, start, end in slices for c in group.commands[start:end]]
+        deadline = max((group.deadline for group, _, _ in slices), key=lambda d: d.at)
+        try:
+            outcomes = await self._handle(commands, deadline)
+            if len(outcomes) != len(commands):
+                raise AssertionError(f"{self._name}: {len(commands)} commands, {len(outcomes)} outcomes")
+        except Exception as error:
+            if not isinstance(error, PaymeshError):
+                log.exception("set of %d in %s failed", len(commands), self._name)
+            outcomes = [self._fail(error)] * len(commands)
+        at = 0
+        for group, start, end in slices:
+            group.outcomes[start:end] = outcomes[at : at + end - start]
+            at += end - start
+            group.missing -= end - start
+            if not group.missing and not group.done.done():
+                group.done.set_result(None)

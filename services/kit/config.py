@@ -1,0 +1,49 @@
+"""Configuration from the environment. Every service's `config.py` subclasses `ServiceConfig`; a variable is called
+`PAYMESH_<SERVICE>_<FIELD>`. All mistakes are reported at once, each with the variable's name, and nothing starts."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal, NoReturn, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings
+
+S = TypeVar("S", bound="ServiceConfig")
+
+
+class ServiceConfig(BaseSettings):
+    """What every service needs to know."""
+
+    listen: str = Field(pattern=r"^[^\s]+:\d+$")
+    """Address of the gRPC server, "host:port"."""
+    metrics_listen: str = Field(default="", pattern=r"^([^\s]+:\d+)?$")
+    """Address of the Prometheus page, "host:port"; empty for none."""
+    database_dsn: str = Field(min_length=1)
+    """The service's own database."""
+    database_pool_size: int = Field(default=12, ge=4, le=200)
+    """Connections at most. Sets in flight and background loops together use fewer, so that nobody waits for one."""
+    concurrent_rpcs_max: int = Field(default=12_000, ge=1)
+    """Calls in progress at most; what comes on top is shed with RESOURCE_EXHAUSTED. Above the 10,000 waiting callers
+    that the mesh is tested with, below what fills the memory."""
+    drain_seconds: float = Field(default=10.0, ge=0, le=300)
+    """Time that calls in progress are given when the process is asked to stop."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def load(config_type: type[S], service: str) -> S:
+    """Read the configuration of `service`; on mistakes print them all and exit with code 2."""
+    prefix = f"PAYMESH_{service.upper()}_"
+    try:
+        return config_type(_env_prefix=prefix)
+    except ValidationError as error:
+        _complain(service, prefix, error)
+
+
+def _complain(service: str, prefix: str, error: ValidationError) -> NoReturn:
+    print(f"{service}: the configuration has {error.error_count()} mistake(s):", file=sys.stderr)
+    for mistake in error.errors():
+        variable = prefix + "_".join(str(part) for part in mistake["loc"]).upper()
+        given = "" if mistake["type"] == "missing" else f" (it is {mistake['input']!r})"
+        print(f"  {variable}: {mistake['msg']}{given}", file=sys.stderr)
+    sys.exit(2)

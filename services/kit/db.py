@@ -1,0 +1,139 @@
+"""The one way to a service's own database.
+
+`Database.transact(work)` runs `work(connection)` between BEGIN and COMMIT. Serialization failures and deadlocks
+(40001, 40P01) are retried with jitter; the statement timeout is what is left of the deadline, so that a query never
+outlives the caller it is for. No call to the outside belongs into `work`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias, TypeVar
+
+import psycopg
+from psycopg import errors as pg
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from services.kit.deadline import Deadline
+from services.kit.errors import Overloaded, Retryable, Unknown
+
+T = TypeVar("T")
+Connection: TypeAlias = psycopg.AsyncConnection[TupleRow]
+Row: TypeAlias = tuple[Any, ...]
+
+log = logging.getLogger(__name__)
+
+TRANSACTION_SECONDS = 10.0
+"""Longest transaction when the caller sets no tighter deadline. A set of 1,000 takes well under a second."""
+STATEMENT_FLOOR_MS = 50
+"""A nearly expired deadline still gets this much: zero would mean no timeout at all to PostgreSQL."""
+ATTEMPTS_MAX = 8
+"""Attempts at a transaction that loses against its neighbours. Sorted locks make even a second one rare."""
+RETRY_FIRST_SECONDS = 0.005
+UNAVAILABLE_RETRY_AFTER_MS = 500
+
+
+class Database:
+    """A pool of connections to one database."""
+
+    def __init__(self, dsn: str, *, pool_size_max: int) -> None:
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            dsn,
+            min_size=2,
+            max_size=pool_size_max,
+            open=False,
+            configure=_configure,
+            check=None,
+            timeout=TRANSACTION_SECONDS,
+            kwargs={"autocommit": True, "prepare_threshold": 0},
+        )
+
+    async def open(self, timeout_seconds: float = 30.0) -> None:
+        """Connect. Raises Retryable when the database does not answer in time."""
+        try:
+            await self._pool.open(wait=True, timeout=timeout_seconds)
+        except PoolTimeout as error:
+            raise Retryable("DATABASE_UNAVAILABLE", f"no connection within {timeout_seconds:.0f} s") from error
+
+    async def close(self) -> None:
+        """Give all connections back."""
+        await self._pool.close()
+
+    async def transact(self, work: Callable[[Connection], Awaitable[T]], deadline: Deadline | None = None) -> T:
+        """Run `work` in one transaction and return what it returns.
+
+        Raises Unknown when the connection broke during COMMIT, Retryable when it broke before or the deadline is too
+        near, Overloaded when no connection was free in time.
+        """
+        until = deadline or Deadline.after(TRANSACTION_SECONDS)
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            try:
+                async with self._connection(until) as connection:
+                    return await _once(connection, work, until)
+            except (pg.SerializationFailure, pg.DeadlockDetected):
+                if attempt == ATTEMPTS_MAX:
+                    raise
+                delay = RETRY_FIRST_SECONDS * 2**attempt * random.random()  # noqa: S311 - jitter
+                await asyncio.sleep(delay)
+        raise AssertionError("unreachable")
+
+    async def fetch(self, query: str, params: dict[str, Any] | None = None) -> list[Row]:
+        """The rows of one reading statement."""
+        async with self._connection(Deadline.after(TRANSACTION_SECONDS)) as connection:
+            cursor = await connection.execute(query, params, binary=True)
+            return await cursor.fetchall()
+
+    @asynccontextmanager
+    async def _connection(self, until: Deadline) -> AsyncIterator[Connection]:
+        try:
+            async with self._pool.connection(timeout=max(until.remaining(), 0.001)) as connection:
+                yield connection
+        except PoolTimeout as error:
+            raise Overloaded(
+                "DATABASE_BUSY", "no database connection was free in time", retry_after_ms=UNAVAILABLE_RETRY_AFTER_MS
+            ) from error
+
+
+async def _configure(connection: Connection) -> None:
+    # Sets vary in size from 1 to 1,000; a plan made for one must not be kept for the other.
+    await connection.execute("SET plan_cache_mode = force_custom_plan")
+
+
+async def _once(connection: Connection, work: Callable[[Connection], Awaitable[T]], until: Deadline) -> T:
+    timeout_ms = max(STATEMENT_FLOOR_MS, int(until.remaining() * 1000))
+    committing = False
+    try:
+        await connection.execute(f"BEGIN; SET LOCAL statement_timeout = {timeout_ms}", prepare=False)
+        result = await work(connection)
+        committing = True
+        await connection.execute("COMMIT", prepare=False)
+        return result
+    except BaseException as error:
+        if not connection.broken and not connection.closed:
+            await connection.execute("ROLLBACK", prepare=False)
+        translated = _translated(error, committing)
+        if translated is error:
+            raise
+        raise translated from error
+
+
+def _translated(error: BaseException, committing: bool) -> BaseException:
+    """What the caller may conclude from a failure of the database itself; everything else passes unchanged."""
+    if isinstance(error, pg.QueryCanceled):
+        return Retryable("DEADLINE_TOO_SHORT", "the database needed longer than the deadline allows")
+    lost = isinstance(error, psycopg.OperationalError) and not isinstance(
+        error, pg.SerializationFailure | pg.DeadlockDetected
+    )
+    if not lost:
+        return error
+    log.warning("database connection lost %s commit: %s", "during" if committing else "before", error)
+    if committing:
+        return Unknown("COMMIT_UNKNOWN", "the connection to the database broke while it committed")
+    return Retryable(
+        "DATABASE_UNAVAILABLE", "the database is not available", retry_after_ms=UNAVAILABLE_RETRY_AFTER_MS
+    )

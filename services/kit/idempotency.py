@@ -1,0 +1,300 @@
+"""Exactly once: claim, replay, remember, and the undo barrier, for sets.
+
+A key is claimed by inserting its row (unique on merchant, caller, method, key) as the first statement of the
+transaction that does the work, and completed by writing the stored answer as the last. So:
+
+* Of two transactions with one key the second waits at its insert until the first has ended. Did the first commit, the
+  second finds the row and replays its answer; did it roll back, the second does the work.
+* A row without a result, once it can be read, belongs to work of more than one transaction (a payment between its
+  intent and its outcome): the repeat is told IN_PROGRESS.
+* The same key with another fingerprint is refused and changes nothing.
+
+The undo barrier is the same row. An undo first claims *the key of the call that it undoes*. If that succeeds, the call
+has not arrived: the row is completed with the refusal UNDONE_BEFORE_ARRIVAL, and should the call arrive late, it
+replays that refusal. If it fails, the call was there first and its `resource_id` says what is to be undone. No path
+that goes well pays anything for this.
+
+`run_set` is the frame of a handler that needs one transaction: claim, work, remember.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeAlias
+
+import psycopg
+
+from services.kit.db import Connection, Database
+from services.kit.deadline import Deadline
+from services.kit.errors import InProgress, PaymeshError, Refused, key_reused, undone_before_arrival
+from services.kit.rpc.failures import as_error
+from services.kit.rpc.stored import Pack
+from services.kit.sets import Answer, Command, Failed, M, Outcome, R
+
+log = logging.getLogger(__name__)
+
+IN_PROGRESS_RETRY_AFTER_MS = 200
+"""A repeat that meets its first attempt under way asks again after this; most work has ended by then."""
+
+_CLAIM = """
+INSERT INTO idempotency (merchant_id, caller, method, key, fingerprint, resource_id)
+SELECT merchant_id, caller, %(method)s, key, fingerprint, resource_id
+FROM unnest(%(merchants)b::text[], %(callers)b::text[], %(keys)b::text[], %(fingerprints)b::bytea[],
+            %(resources)b::text[]) AS claim (merchant_id, caller, key, fingerprint, resource_id)
+ON CONFLICT DO NOTHING
+"""
+
+_FIND = """
+SELECT row.merchant_id, row.caller, row.key, row.fingerprint, row.resource_id, row.result
+FROM unnest(%(merchants)b::text[], %(callers)b::text[], %(keys)b::text[]) AS asked (merchant_id, caller, key)
+JOIN idempotency AS row
+  ON row.merchant_id = asked.merchant_id AND row.caller = asked.caller AND row.method = %(method)s
+ AND row.key = asked.key
+"""
+
+_REMEMBER = """
+UPDATE idempotency AS row SET result = answer.result
+FROM unnest(%(merchants)b::text[], %(callers)b::text[], %(keys)b::text[], %(results)b::bytea[])
+     AS answer (merchant_id, caller, key, result)
+WHERE row.merchant_id = answer.merchant_id AND row.caller = answer.caller AND row.method = %(method)s
+  AND row.key = answer.key
+"""
+
+_BAR = """
+INSERT INTO idempotency (merchant_id, caller, method, key, fingerprint, resource_id, result)
+SELECT merchant_id, caller, %(method)s, key, '', '', %(refusal)b
+FROM unnest(%(merchants)b::text[], %(callers)b::text[], %(keys)b::text[]) AS undone (merchant_id, caller, key)
+ON CONFLICT DO NOTHING
+"""
+
+Identity = tuple[str, str, str]
+"""(merchant, caller, key): what a key is unique within, for one method."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims(Generic[R, M]):
+    """A set after its keys were claimed."""
+
+    fresh: list[Command[R]]
+    """To be carried out by this transaction, in the order of the set; never two with one key."""
+    settled: dict[int, Outcome[M]]
+    """Outcomes that stand already, by place in the set."""
+    twins: dict[int, Identity]
+    """Commands that repeat a fresh one of the same set, by place: they get its outcome, as a replay."""
+
+
+def identity(command: Command[R]) -> Identity:
+    """What the command's key is unique within."""
+    return (command.merchant_id, command.caller, command.key)
+
+
+async def claim(tx: Connection, method: str, commands: Sequence[Command[R]], pack: Pack[M]) -> Claims[R, M]:
+    """Claim the keys of a set. `pack` reads stored answers."""
+    first: dict[Identity, Command[R]] = {}
+    settled: dict[int, Outcome[M]] = {}
+    twins: dict[int, Identity] = {}
+    for place, command in enumerate(commands):
+        owner = first.setdefault(identity(command), command)
+        if owner is command:
+            continue
+        if owner.fingerprint == command.fingerprint:
+            twins[place] = identity(command)
+        else:
+            settled[place] = Failed(key_reused(command.key))
+    # Sorted, so that two sets that share keys wait for each other in one direction only.
+    ordered = sorted(first.values(), key=identity)
+    params = {
+        "method": method,
+        "merchants": [c.merchant_id for c in ordered],
+        "callers": [c.caller for c in ordered],
+        "keys": [c.key for c in ordered],
+        "fingerprints": [c.fingerprint for c in ordered],
+        "resources": [c.resource_id for c in ordered],
+    }
+    cursor = await tx.execute(_CLAIM, params)
+    if cursor.rowcount == len(ordered):
+        return Claims(list(first.values()), settled, twins)
+    cursor = await tx.execute(_FIND, params, binary=True)
+    standing: dict[Identity, Outcome[M]] = {}
+    for merchant, caller, key, fingerprint, resource_id, result in await cursor.fetchall():
+        command = first[(merchant, caller, key)]
+        if resource_id != command.resource_id:
+            standing[(merchant, caller, key)] = _standing(command, fingerprint, resource_id, result, pack)
+    for place, command in enumerate(commands):
+        outcome = standing.get(identity(command))
+        if outcome is not None and place not in settled:
+            settled[place] = outcome
+            twins.pop(place, None)
+    return Claims([c for i, c in first.items() if i not in standing], settled, twins)
+
+
+def _standing(
+    command: Command[R], fingerprint: bytes, resource_id: str, result: bytes | None, pack: Pack[M]
+) -> Outcome[M]:
+    """The outcome of a command whose key was claimed before."""
+    if fingerprint and fingerprint != command.fingerprint:
+        return Failed(key_reused(command.key))
+    if result is None:
+        return Failed(
+            InProgress(
+                "IN_PROGRESS",
+                "an earlier call with this key has not ended; ask again with the same key",
+                facts={"resource_id": resource_id},
+                retry_after_ms=IN_PROGRESS_RETRY_AFTER_MS,
+            )
+        )
+    return pack.unpack(result)
+
+
+async def remember(
+    tx: Connection, method: str, answers: Sequence[tuple[Identity, Outcome[M]]], pack: Pack[M]
+) -> None:
+    """Complete claimed keys with their answers."""
+    if not answers:
+        return
+    await tx.execute(
+        _REMEMBER,
+        {
+            "method": method,
+            "merchants": [i[0] for i, _ in answers],
+            "callers": [i[1] for i, _ in answers],
+            "keys": [i[2] for i, _ in answers],
+            "results": [pack.pack(outcome) for _, outcome in answers],
+        },
+    )
+
+
+async def bar(tx: Connection, method: str, keys: Sequence[Identity], pack: Pack[M]) -> dict[Identity, str]:
+    """The undo barrier, for calls of `method` that are about to be undone: the `resource_id` of those that have arrived.
+    Those that are missing from the answer have not arrived and never will have any effect."""
+    asked = sorted(set(keys))
+    arrived = await _resources(tx, method, asked)
+    absent = [i for i in asked if i not in arrived]
+    if absent:
+        params = _columns(method, absent) | {"refusal": pack.pack(Failed(undone_before_arrival()))}
+        cursor = await tx.execute(_BAR, params)
+        if cursor.rowcount < len(absent):  # one of them arrived in this very moment
+            arrived |= await _resources(tx, method, absent)
+    return {i: resource for i, resource in arrived.items() if resource}
+
+
+async def _resources(tx: Connection, method: str, keys: Sequence[Identity]) -> dict[Identity, str]:
+    cursor = await tx.execute(_FIND, _columns(method, keys), binary=True)
+    return {(merchant, caller, key): resource for merchant, caller, key, _, resource, _ in await cursor.fetchall()}
+
+
+def _columns(method: str, keys: Sequence[Identity]) -> dict[str, object]:
+    return {
+        "method": method,
+        "merchants": [i[0] for i in keys],
+        "callers": [i[1] for i in keys],
+        "keys": [i[2] for i in keys],
+    }
+
+
+Work: TypeAlias = Callable[[Connection, list[Command[R]]], Awaitable[Sequence[Answer[M] | Failed]]]
+"""Carries out fresh commands."""
+Beginning: TypeAlias = Callable[[Connection, list[Command[R]]], Awaitable[Sequence[Answer[M] | Failed | None]]]
+"""Carries out fresh commands; None for one whose outcome comes in a later transaction."""
+
+
+async def run_set(
+    database: Database,
+    method: str,
+    commands: Sequence[Command[R]],
+    work: Work[R, M],
+    pack: Pack[M],
+    deadline: Deadline,
+) -> list[Outcome[M]]:
+    """Claim, work, remember: one transaction over a set. The outcomes come in the order of the set; see `begin_set`."""
+    outcomes = await begin_set(database, method, commands, work, pack, deadline)
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+async def begin_set(
+    database: Database,
+    method: str,
+    commands: Sequence[Command[R]],
+    work: Beginning[R, M],
+    pack: Pack[M],
+    deadline: Deadline,
+) -> list[Outcome[M] | None]:
+    """`run_set` for work that takes more than one transaction: None means that `work` has only begun (for a twin of such
+    a command, too), its key stays claimed, and `remember` is called by the transaction that ends it.
+
+    Refusals are remembered like answers. Any other failure that `work` reports for a command is not, and its key is
+    freed. Should the transaction itself break on a defect, the commands are tried one by one, so that only the culprit
+    fails.
+    """
+
+    async def transaction(tx: Connection) -> list[Outcome[M] | None]:
+        claims = await claim(tx, method, commands, pack)
+        worked: dict[Identity, Outcome[M] | None] = {}
+        if claims.fresh:
+            outcomes = await work(tx, claims.fresh)
+            worked = {identity(c): outcome for c, outcome in zip(claims.fresh, outcomes, strict=True)}
+            await remember(tx, method, [(i, o) for i, o in worked.items() if o is not None and lasting(o)], pack)
+            await _free(tx, method, [i for i, o in worked.items() if o is not None and not lasting(o)])
+        results: list[Outcome[M] | None] = []
+        for place, command in enumerate(commands):
+            if place in claims.settled:
+                results.append(claims.settled[place])
+            elif place in claims.twins:
+                results.append(as_replay(worked[claims.twins[place]]))
+            else:
+                results.append(worked[identity(command)])
+        return results
+
+    try:
+        return await database.transact(transaction, deadline)
+    except (PaymeshError, psycopg.OperationalError):
+        raise
+    except Exception:
+        if len(commands) == 1:
+            raise
+        log.exception("%s: a set of %d broke; trying its commands one by one", method, len(commands))
+        return [await _alone(database, method, command, work, pack, deadline) for command in commands]
+
+
+async def _alone(
+    database: Database,
+    method: str,
+    command: Command[R],
+    work: Beginning[R, M],
+    pack: Pack[M],
+    deadline: Deadline,
+) -> Outcome[M] | None:
+    try:
+        return (await begin_set(database, method, [command], work, pack, deadline))[0]
+    except Exception as error:
+        return Failed(as_error(error))
+
+
+_FREE = """
+DELETE FROM idempotency AS row
+USING unnest(%(merchants)b::text[], %(callers)b::text[], %(keys)b::text[]) AS freed (merchant_id, caller, key)
+WHERE row.merchant_id = freed.merchant_id AND row.caller = freed.caller AND row.method = %(method)s
+  AND row.key = freed.key AND row.result IS NULL
+"""
+
+
+async def _free(tx: Connection, method: str, keys: Sequence[Identity]) -> None:
+    if keys:
+        await tx.execute(_FREE, _columns(method, keys))
+
+
+def lasting(outcome: Outcome[M]) -> bool:
+    """Whether an outcome is final for its key: answers and refusals replay, everything else may be tried again."""
+    return isinstance(outcome, Answer) or isinstance(outcome.error, Refused)
+
+
+def as_replay(outcome: Outcome[M] | None) -> Outcome[M] | None:
+    """The same outcome, marked as that of an earlier call."""
+    match outcome:
+        case Answer(message):
+            return Answer(message, replayed=True)
+        case Failed(error):
+            return Failed(error, replayed=True)
+    return None

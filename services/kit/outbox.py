@@ -1,0 +1,43 @@
+"""What a service announces, written in the transaction that makes it true, so that nothing is announced that did not
+happen and nothing that happened goes unannounced. A relay carries it to the other services."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from google.protobuf.message import Message
+
+from services.kit.db import Connection
+
+_APPEND = """
+INSERT INTO outbox (merchant_id, aggregate_id, type, payload, traceparent)
+SELECT * FROM unnest(%(merchants)b::text[], %(aggregates)b::text[], %(types)b::text[], %(payloads)b::bytea[],
+                     %(traceparents)b::text[])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """One event for other services. Its type on the wire is the full name of the message."""
+
+    merchant_id: str
+    aggregate_id: str
+    event: Message
+    traceparent: str = ""
+
+
+async def announce(tx: Connection, announcements: Sequence[Announcement]) -> None:
+    """Append to the outbox, in order."""
+    if not announcements:
+        return
+    await tx.execute(
+        _APPEND,
+        {
+            "merchants": [a.merchant_id for a in announcements],
+            "aggregates": [a.aggregate_id for a in announcements],
+            "types": [a.event.DESCRIPTOR.full_name for a in announcements],
+            "payloads": [a.event.SerializeToString() for a in announcements],
+            "traceparents": [a.traceparent for a in announcements],
+        },
+    )

@@ -1,0 +1,109 @@
+"""The life of a service's process: configure, migrate, wire, serve, drain, exit.
+
+A service's `__main__` is
+
+    run("payment", PaymentConfig, wire)
+
+where `wire(process, config)` constructs its parts and hands them to the `Process`: servicers to serve, loops to run in
+the background, things to close. SIGTERM and SIGINT drain: say NOT_SERVING, stop the loops, let calls end, close, exit 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+import psycopg
+
+from services.kit import logs, metrics, telemetry
+from services.kit.config import ServiceConfig, load
+from services.kit.db import Database
+from services.kit.errors import PaymeshError
+from services.kit.migrate import MigrationEdited, migrate
+from services.kit.rpc.server import Server
+
+C = TypeVar("C", bound=ServiceConfig)
+
+log = logging.getLogger(__name__)
+
+LOOP_RESTART_SECONDS = 1.0
+"""A background loop that failed starts again after this; its failure is logged each time."""
+
+
+class Process:
+    """What a service's `wire` function fills."""
+
+    def __init__(self, database: Database, server: Server) -> None:
+        self.database = database
+        self._server = server
+        self._loops: list[tuple[str, Callable[[], Awaitable[None]]]] = []
+        self._closing = AsyncExitStack()
+
+    def serve(self, register: Callable[[Any, Any], None], servicer: Any, full_name: str) -> None:
+        """Serve a servicer; see `Server.add`."""
+        self._server.add(register, servicer, full_name)
+
+    def background(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
+        """Run `loop` as long as the process serves; should it fail, log that and start it again."""
+        self._loops.append((name, loop))
+
+    def closing(self, close: Callable[[], Awaitable[object]]) -> None:
+        """Call `close` after the last call has been answered, in reverse order of registration."""
+        self._closing.push_async_callback(close)
+
+    async def _live(self, stop: asyncio.Event, drain_seconds: float) -> None:
+        async with self._closing:
+            port = await self._server.start()
+            log.info("serving on port %d", port)
+            loops = [asyncio.create_task(_forever(name, loop), name=name) for name, loop in self._loops]
+            await stop.wait()
+            log.info("draining")
+            await self._server.drain(drain_seconds)
+            for task in loops:
+                task.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+
+
+async def _forever(name: str, loop: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await loop()
+            return
+        except Exception:
+            log.exception("background loop %s failed; starting it again", name)
+            await asyncio.sleep(LOOP_RESTART_SECONDS)
+
+
+def run(name: str, config_type: type[C], wire: Callable[[Process, C], Awaitable[None]], package: str = "") -> None:
+    """Be the process `name` until told to stop. `package` holds the migrations; by default services.<name>."""
+    config = load(config_type, name)
+    logs.set_up(name, config.log_level)
+    telemetry.set_up(name)
+    try:
+        asyncio.run(_main(config, wire, package or f"services.{name}"))
+    except (psycopg.Error, PaymeshError, MigrationEdited, OSError, RuntimeError) as error:
+        log.critical("%s cannot run: %s", name, error)
+        sys.exit(1)
+    finally:
+        telemetry.shut_down()
+
+
+async def _main(config: C, wire: Callable[[Process, C], Awaitable[None]], package: str) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    for applied in await migrate(config.database_dsn, package):
+        log.info("applied migration %s", applied)
+    database = Database(config.database_dsn, pool_size_max=config.database_pool_size)
+    await database.open()
+    if config.metrics_listen:
+        metrics.serve(config.metrics_listen)
+    process = Process(database, Server(config.listen, concurrent_rpcs_max=config.concurrent_rpcs_max))
+    process.closing(database.close)
+    await wire(process, config)
+    await process._live(stop, config.drain_seconds)

@@ -1,0 +1,1 @@
+"""gRPC: servers and clients that carry deadlines, keys, traces and typed failures."""

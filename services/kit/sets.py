@@ -1,0 +1,74 @@
+"""Commands and their outcomes: the vocabulary of work in sets.
+
+Every mutating RPC is one handler over a list of commands that returns an outcome per command, in the same order. A
+command that must be refused is refused alone: its outcome is a `Failed` *value*, its neighbours go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
+
+from google.protobuf.message import Message
+from opentelemetry.trace import Span
+
+from services.kit.deadline import Deadline
+from services.kit.errors import PaymeshError
+
+R = TypeVar("R")
+"""A request in the words of the domain."""
+M = TypeVar("M", bound=Message)
+"""A response on the wire."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command(Generic[R]):
+    """One request to change something."""
+
+    merchant_id: str
+    """Whose data it touches; leads every key."""
+    caller: str
+    """Who sent it."""
+    key: str
+    """Its idempotency key, unique within (merchant, caller, method)."""
+    fingerprint: bytes
+    """Hash of the request: tells a repeat from another request under the same key."""
+    resource_id: str
+    """Identifier for the thing it will create, if it creates one; born here so that it is known before the work."""
+    request: R
+    """What is asked for."""
+    span: Span | None
+    """The span of this command; None when it is not traced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[M]):
+    """A command was carried out, now or (`replayed`) by an earlier call with its key."""
+
+    message: M
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A command was not carried out."""
+
+    error: PaymeshError
+    replayed: bool = False
+
+
+Outcome: TypeAlias = Answer[M] | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Pending(Generic[M]):
+    """A command was accepted and will be carried to its end; `outcome` is set when that is reached."""
+
+    outcome: asyncio.Future[Answer[M] | Failed]
+
+
+Handle: TypeAlias = Callable[
+    [Sequence[Command[R]], Deadline], Awaitable[Sequence[Answer[M] | Failed | Pending[M]]]
+]
