@@ -1,0 +1,1 @@
+"""Owns products and their stock; sets stock aside for orders."""

@@ -1,0 +1,19 @@
+"""Wires the inventory service. Run it with `python -m services.inventory`."""
+
+from __future__ import annotations
+
+from paymesh.inventory.v1 import inventory_pb2_grpc
+
+from services.inventory.config import InventoryConfig
+from services.inventory.service import NAME, InventoryService
+from services.kit.process import Process, run
+
+
+async def wire(process: Process, config: InventoryConfig) -> None:
+    """One servicer, no background work."""
+    service = InventoryService(process.database)
+    process.serve(inventory_pb2_grpc.add_InventoryServiceServicer_to_server, service, NAME)
+
+
+if __name__ == "__main__":
+    run("inventory", InventoryConfig, wire)

@@ -1,0 +1,304 @@
+"""The RPCs of inventory: proto in, domain, proto out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from paymesh.inventory.v1 import events_pb2
+from paymesh.inventory.v1 import inventory_pb2 as pb
+
+from services.inventory import domain, store
+from services.inventory.domain import ByKey, Delivery, End, NewProduct, Product, Reservation, Reserve
+from services.kit.checks import Checks, page_size
+from services.kit.clock import now_ms
+from services.kit.db import Connection, Database
+from services.kit.deadline import Deadline
+from services.kit.errors import NotFound
+from services.kit.idempotency import bar, run_set
+from services.kit.outbox import Announcement, announce
+from services.kit.rpc.method import SetMethod
+from services.kit.rpc.stored import Pack
+from services.kit.sets import Answer, Command, Failed, Outcome
+from services.kit.telemetry import traceparent_of
+
+NAME = "paymesh.inventory.v1.InventoryService"
+LINES_MAX = 1_000
+QUANTITY_MAX = 1_000_000
+STOCK_MAX = 1_000_000_000
+
+_STATES = {
+    domain.State.RESERVED: pb.RESERVATION_STATE_RESERVED,
+    domain.State.RELEASED: pb.RESERVATION_STATE_RELEASED,
+    domain.State.COMMITTED: pb.RESERVATION_STATE_COMMITTED,
+}
+
+
+class InventoryService:
+    """See the contract, paymesh/inventory/v1/inventory.proto."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._reserved = Pack(pb.ReserveStockResponse)
+        create = SetMethod(
+            f"{NAME}/CreateProduct",
+            parse=_new_product,
+            handle=self._create,
+            batch_response=pb.BatchCreateProductsResponse,
+        )
+        add = SetMethod(
+            f"{NAME}/AddStock", parse=_delivery, handle=self._add, batch_response=pb.BatchAddStockResponse
+        )
+        reserve = SetMethod(
+            f"{NAME}/ReserveStock",
+            parse=_reserve,
+            handle=self._reserve,
+            batch_response=pb.BatchReserveStockResponse,
+            id_prefix="res",
+        )
+        release = SetMethod(
+            f"{NAME}/ReleaseStock", parse=_release, handle=self._release, batch_response=pb.BatchReleaseStockResponse
+        )
+        commit = SetMethod(
+            f"{NAME}/CommitStock", parse=_commit, handle=self._commit, batch_response=pb.BatchCommitStockResponse
+        )
+        self.CreateProduct, self.BatchCreateProducts = create.single, create.batch
+        self.AddStock, self.BatchAddStock = add.single, add.batch
+        self.ReserveStock, self.BatchReserveStock = reserve.single, reserve.batch
+        self.ReleaseStock, self.BatchReleaseStock = release.single, release.batch
+        self.CommitStock, self.BatchCommitStock = commit.single, commit.batch
+
+    async def _create(
+        self, commands: Sequence[Command[NewProduct]], deadline: Deadline
+    ) -> list[Outcome[pb.CreateProductResponse]]:
+        async def work(
+            tx: Connection, fresh: list[Command[NewProduct]]
+        ) -> list[Outcome[pb.CreateProductResponse]]:
+            first = {(c.merchant_id, c.request.sku): c for c in reversed(fresh)}
+            created = await store.insert_products(tx, [first[key].request for key in sorted(first)])
+            return [
+                Answer(pb.CreateProductResponse(product=_product(domain.new_product(c.request))))
+                if first[(c.merchant_id, c.request.sku)] is c and (c.merchant_id, c.request.sku) in created
+                else Failed(domain.product_exists(c.request.sku))
+                for c in fresh
+            ]
+
+        return await run_set(
+            self._database, "CreateProduct", commands, work, Pack(pb.CreateProductResponse), deadline
+        )
+
+    async def _add(
+        self, commands: Sequence[Command[Delivery]], deadline: Deadline
+    ) -> list[Outcome[pb.AddStockResponse]]:
+        async def work(tx: Connection, fresh: list[Command[Delivery]]) -> list[Outcome[pb.AddStockResponse]]:
+            before = await store.lock_products(tx, [(c.merchant_id, c.request.sku) for c in fresh])
+            decisions = domain.deliver(before, [c.request for c in fresh])
+            after = {(p.merchant_id, p.sku): p for p in decisions if isinstance(p, Product)}
+            await store.save_stock(tx, {key: p.on_hand - before[key].on_hand for key, p in after.items()}, {})
+            return [
+                Answer(pb.AddStockResponse(product=_product(d))) if isinstance(d, Product) else Failed(d)
+                for d in decisions
+            ]
+
+        return await run_set(self._database, "AddStock", commands, work, Pack(pb.AddStockResponse), deadline)
+
+    async def _reserve(
+        self, commands: Sequence[Command[Reserve]], deadline: Deadline
+    ) -> list[Outcome[pb.ReserveStockResponse]]:
+        async def work(
+            tx: Connection, fresh: list[Command[Reserve]]
+        ) -> list[Outcome[pb.ReserveStockResponse]]:
+            stock = await store.lock_products(tx, [(c.merchant_id, sku) for c in fresh for sku in c.request.lines])
+            refusals = domain.reserve(stock, [c.request for c in fresh])
+            wishes = [domain.new_reservation(c.request, c.resource_id, now_ms()) for c in fresh]
+            granted = [wish for wish, refusal in zip(wishes, refusals, strict=True) if refusal is None]
+            made = await store.insert_reservations(tx, granted) if granted else set()
+            await store.save_stock(tx, {}, domain.pieces(r for r in granted if r.reservation_id in made))
+            outcomes: list[Outcome[pb.ReserveStockResponse]] = []
+            announcements = []
+            for command, wish, refusal in zip(fresh, wishes, refusals, strict=True):
+                if wish.reservation_id in made:
+                    message = _reservation(wish)
+                    outcomes.append(Answer(pb.ReserveStockResponse(reservation=message)))
+                    announcements.append(_announcement(command, events_pb2.StockReserved(reservation=message)))
+                else:
+                    outcomes.append(Failed(refusal or domain.order_already_reserved(wish.order_id)))
+            await announce(tx, announcements)
+            return outcomes
+
+        return await run_set(self._database, "ReserveStock", commands, work, self._reserved, deadline)
+
+    async def _release(
+        self, commands: Sequence[Command[End]], deadline: Deadline
+    ) -> list[Outcome[pb.ReleaseStockResponse]]:
+        async def work(tx: Connection, fresh: list[Command[End]]) -> list[Outcome[pb.ReleaseStockResponse]]:
+            keys = [_do_key(c) for c in fresh if isinstance(c.request.target, ByKey)]
+            arrived = await bar(tx, "ReserveStock", keys, self._reserved) if keys else {}
+            ids = [
+                (c.merchant_id, arrived.get(_do_key(c), "") if isinstance(c.request.target, ByKey) else c.request.target)
+                for c in fresh
+            ]
+            decisions, freed = domain.end(await store.lock_reservations(tx, ids), ids, domain.release)
+            await store.save_ended(tx, freed)
+            pieces = domain.pieces(freed)
+            await store.lock_products(tx, pieces)
+            await store.save_stock(tx, {}, {key: -quantity for key, quantity in pieces.items()})
+            outcomes: list[Outcome[pb.ReleaseStockResponse]] = []
+            for command, decision in zip(fresh, decisions, strict=True):
+                if decision is None and isinstance(command.request.target, ByKey):
+                    decision = domain.nothing_reserved(command.merchant_id)
+                if isinstance(decision, Reservation):
+                    outcomes.append(Answer(pb.ReleaseStockResponse(reservation=_reservation(decision))))
+                else:
+                    outcomes.append(Failed(decision or domain.no_reservation(str(command.request.target))))
+            await announce(tx, _ended(fresh, decisions, freed, events_pb2.StockReleased))
+            return outcomes
+
+        return await run_set(
+            self._database, "ReleaseStock", commands, work, Pack(pb.ReleaseStockResponse), deadline
+        )
+
+    async def _commit(
+        self, commands: Sequence[Command[End]], deadline: Deadline
+    ) -> list[Outcome[pb.CommitStockResponse]]:
+        async def work(tx: Connection, fresh: list[Command[End]]) -> list[Outcome[pb.CommitStockResponse]]:
+            ids = [(c.merchant_id, str(c.request.target)) for c in fresh]
+            decisions, gone = domain.end(await store.lock_reservations(tx, ids), ids, domain.commit)
+            await store.save_ended(tx, gone)
+            pieces = {key: -quantity for key, quantity in domain.pieces(gone).items()}
+            await store.lock_products(tx, pieces)
+            await store.save_stock(tx, pieces, pieces)
+            await announce(tx, _ended(fresh, decisions, gone, events_pb2.StockCommitted))
+            return [
+                Answer(pb.CommitStockResponse(reservation=_reservation(d)))
+                if isinstance(d, Reservation)
+                else Failed(d or domain.no_reservation(str(c.request.target)))
+                for c, d in zip(fresh, decisions, strict=True)
+            ]
+
+        return await run_set(self._database, "CommitStock", commands, work, Pack(pb.CommitStockResponse), deadline)
+
+    async def GetProduct(self, request: pb.GetProductRequest, context: Any) -> pb.GetProductResponse:
+        checks = Checks()
+        checks.text("merchant_id", request.merchant_id)
+        checks.text("sku", request.sku)
+        checks.done()
+        product = await store.find_product(self._database, request.merchant_id, request.sku)
+        if product is None:
+            raise NotFound("UNKNOWN_PRODUCT", f"there is no product {request.sku!r}")
+        return pb.GetProductResponse(product=_product(product))
+
+    async def ListProducts(self, request: pb.ListProductsRequest, context: Any) -> pb.ListProductsResponse:
+        checks = Checks()
+        checks.text("merchant_id", request.merchant_id)
+        checks.text("page_token", request.page_token, optional=True)
+        checks.done()
+        size = page_size(request.page_size)
+        page = await store.list_products(self._database, request.merchant_id, request.page_token, size + 1)
+        more = page[size - 1].sku if len(page) > size else ""
+        return pb.ListProductsResponse(products=[_product(p) for p in page[:size]], next_page_token=more)
+
+    async def GetReservation(self, request: pb.GetReservationRequest, context: Any) -> pb.GetReservationResponse:
+        checks = Checks()
+        checks.text("merchant_id", request.merchant_id)
+        checks.text("reservation_id", request.reservation_id)
+        checks.done()
+        reservation = await store.find_reservation(self._database, request.merchant_id, request.reservation_id)
+        if reservation is None:
+            raise domain.no_reservation(request.reservation_id)
+        return pb.GetReservationResponse(reservation=_reservation(reservation))
+
+
+def _new_product(request: pb.CreateProductRequest) -> NewProduct:
+    checks = Checks()
+    checks.text("merchant_id", request.merchant_id)
+    checks.text("sku", request.sku)
+    checks.text("name", request.name, max_length=200, optional=True)
+    checks.number("initial_quantity", request.initial_quantity, at_least=0, at_most=STOCK_MAX)
+    checks.done()
+    return NewProduct(request.merchant_id, request.sku, request.name, request.initial_quantity)
+
+
+def _delivery(request: pb.AddStockRequest) -> Delivery:
+    checks = Checks()
+    checks.text("merchant_id", request.merchant_id)
+    checks.text("sku", request.sku)
+    checks.number("quantity", request.quantity, at_least=1, at_most=STOCK_MAX)
+    checks.done()
+    return Delivery(request.merchant_id, request.sku, request.quantity)
+
+
+def _reserve(request: pb.ReserveStockRequest) -> Reserve:
+    checks = Checks()
+    checks.text("merchant_id", request.merchant_id)
+    checks.text("order_id", request.order_id)
+    checks.number("lines", len(request.lines), at_least=1, at_most=LINES_MAX)
+    for place, line in enumerate(request.lines[:LINES_MAX]):
+        checks.text(f"lines[{place}].sku", line.sku)
+        checks.number(f"lines[{place}].quantity", line.quantity, at_least=1, at_most=QUANTITY_MAX)
+    checks.done()
+    lines = domain.merge_lines((line.sku, line.quantity) for line in request.lines)
+    return Reserve(request.merchant_id, request.order_id, lines)
+
+
+def _release(request: pb.ReleaseStockRequest) -> End:
+    checks = Checks()
+    checks.text("merchant_id", request.merchant_id)
+    which = request.WhichOneof("target")
+    if which == "reserve_key":
+        checks.text("reserve_key", request.reserve_key, max_length=255)
+    else:
+        checks.text("reservation_id", request.reservation_id)
+    checks.done()
+    by_key = which == "reserve_key"
+    return End(request.merchant_id, ByKey(request.reserve_key) if by_key else request.reservation_id)
+
+
+def _commit(request: pb.CommitStockRequest) -> End:
+    checks = Checks()
+    checks.text("merchant_id", request.merchant_id)
+    checks.text("reservation_id", request.reservation_id)
+    checks.done()
+    return End(request.merchant_id, request.reservation_id)
+
+
+def _do_key(command: Command[End]) -> tuple[str, str, str]:
+    """Identity of the ReserveStock that the command undoes."""
+    target = command.request.target
+    return (command.merchant_id, command.caller, target.reserve_key if isinstance(target, ByKey) else "")
+
+
+def _product(product: Product) -> pb.Product:
+    return pb.Product(
+        merchant_id=product.merchant_id,
+        sku=product.sku,
+        name=product.name,
+        on_hand_quantity=product.on_hand,
+        reserved_quantity=product.reserved,
+    )
+
+
+def _reservation(reservation: Reservation) -> pb.Reservation:
+    message = pb.Reservation(
+        merchant_id=reservation.merchant_id,
+        reservation_id=reservation.reservation_id,
+        order_id=reservation.order_id,
+        lines=[pb.StockLine(sku=sku, quantity=quantity) for sku, quantity in reservation.lines.items()],
+        state=_STATES[reservation.state],
+    )
+    if reservation.created_at_ms:
+        message.created_at.FromMilliseconds(reservation.created_at_ms)
+    return message
+
+
+def _announcement(command: Command[Any], event: Any) -> Announcement:
+    reservation: pb.Reservation = event.reservation
+    return Announcement(command.merchant_id, reservation.reservation_id, event, traceparent_of(command.span))
+
+
+def _ended(
+    commands: Sequence[Command[End]], decisions: Sequence[object], changed: Sequence[Reservation], event: Any
+) -> list[Announcement]:
+    """One announcement per reservation that changed, with the trace of the command that changed it."""
+    by = {id(d): c for c, d in zip(reversed(commands), reversed(decisions), strict=True)}
+    return [_announcement(by[id(r)], event(reservation=_reservation(r))) for r in changed]

@@ -1,0 +1,179 @@
+"""All SQL of inventory. Nothing is decided here.
+
+Lock order: reservations, then products, each ascending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import orjson
+
+from services.inventory.domain import NewProduct, Product, ProductKey, Reservation, State
+from services.kit.db import Connection, Database
+
+_PRODUCT = "merchant_id, sku, name, on_hand, reserved"
+_RESERVATION = (
+    "merchant_id, reservation_id, order_id, lines::text, state, (extract(epoch FROM created_at) * 1000)::bigint"
+)
+
+
+async def insert_products(tx: Connection, products: Sequence[NewProduct]) -> set[ProductKey]:
+    """Create products; returns the keys of those that did not exist before."""
+    cursor = await tx.execute(
+        """
+        INSERT INTO products (merchant_id, sku, name, on_hand)
+        SELECT * FROM unnest(%(merchants)b::text[], %(skus)b::text[], %(names)b::text[], %(quantities)b::bigint[])
+        ON CONFLICT DO NOTHING
+        RETURNING merchant_id, sku
+        """,
+        {
+            "merchants": [p.merchant_id for p in products],
+            "skus": [p.sku for p in products],
+            "names": [p.name for p in products],
+            "quantities": [p.initial_quantity for p in products],
+        },
+        binary=True,
+    )
+    return {(merchant, sku) for merchant, sku in await cursor.fetchall()}
+
+
+async def lock_products(tx: Connection, keys: Iterable[ProductKey]) -> dict[ProductKey, Product]:
+    """Lock products, ascending; unknown ones are missing from the result."""
+    ordered = sorted(set(keys))
+    if not ordered:
+        return {}
+    cursor = await tx.execute(
+        f"""
+        SELECT {_PRODUCT} FROM products
+        WHERE (merchant_id, sku) IN (SELECT * FROM unnest(%(merchants)b::text[], %(skus)b::text[]))
+        ORDER BY merchant_id, sku
+        FOR NO KEY UPDATE
+        """,
+        {"merchants": [m for m, _ in ordered], "skus": [s for _, s in ordered]},
+        binary=True,
+    )
+    return {(row[0], row[1]): Product(*row) for row in await cursor.fetchall()}
+
+
+async def save_stock(
+    tx: Connection, on_hand: Mapping[ProductKey, int], reserved: Mapping[ProductKey, int]
+) -> None:
+    """Add differences, in pieces, to locked products: once per product."""
+    keys = sorted(on_hand.keys() | reserved.keys())
+    if not keys:
+        return
+    await tx.execute(
+        """
+        UPDATE products AS p SET on_hand = p.on_hand + d.on_hand, reserved = p.reserved + d.reserved
+        FROM unnest(%(merchants)b::text[], %(skus)b::text[], %(on_hand)b::bigint[], %(reserved)b::bigint[])
+             AS d (merchant_id, sku, on_hand, reserved)
+        WHERE p.merchant_id = d.merchant_id AND p.sku = d.sku
+        """,
+        {
+            "merchants": [m for m, _ in keys],
+            "skus": [s for _, s in keys],
+            "on_hand": [on_hand.get(key, 0) for key in keys],
+            "reserved": [reserved.get(key, 0) for key in keys],
+        },
+    )
+
+
+async def insert_reservations(tx: Connection, reservations: Sequence[Reservation]) -> set[str]:
+    """Record reservations; returns the ids of those whose order had none."""
+    cursor = await tx.execute(
+        """
+        INSERT INTO reservations (merchant_id, reservation_id, order_id, lines)
+        SELECT merchant_id, reservation_id, order_id, lines::jsonb
+        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(orders)b::text[], %(lines)b::text[])
+             AS new (merchant_id, reservation_id, order_id, lines)
+        ON CONFLICT DO NOTHING
+        RETURNING reservation_id
+        """,
+        {
+            "merchants": [r.merchant_id for r in reservations],
+            "ids": [r.reservation_id for r in reservations],
+            "orders": [r.order_id for r in reservations],
+            "lines": [orjson.dumps(r.lines).decode() for r in reservations],
+        },
+        binary=True,
+    )
+    return {row[0] for row in await cursor.fetchall()}
+
+
+async def lock_reservations(tx: Connection, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Reservation]:
+    """Lock reservations by (merchant, reservation id), ascending; unknown ones are missing from the result."""
+    ordered = sorted(set(keys))
+    if not ordered:
+        return {}
+    cursor = await tx.execute(
+        f"""
+        SELECT {_RESERVATION} FROM reservations
+        WHERE (merchant_id, reservation_id) IN (SELECT * FROM unnest(%(merchants)b::text[], %(ids)b::text[]))
+        ORDER BY merchant_id, reservation_id
+        FOR NO KEY UPDATE
+        """,
+        {"merchants": [m for m, _ in ordered], "ids": [r for _, r in ordered]},
+        binary=True,
+    )
+    return {(row[0], row[1]): _reservation(row) for row in await cursor.fetchall()}
+
+
+async def save_ended(tx: Connection, reservations: Sequence[Reservation]) -> None:
+    """Write the end of locked reservations."""
+    if not reservations:
+        return
+    await tx.execute(
+        """
+        UPDATE reservations AS r SET state = ended.state, ended_at = now()
+        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(states)b::text[])
+             AS ended (merchant_id, reservation_id, state)
+        WHERE r.merchant_id = ended.merchant_id AND r.reservation_id = ended.reservation_id
+        """,
+        {
+            "merchants": [r.merchant_id for r in reservations],
+            "ids": [r.reservation_id for r in reservations],
+            "states": [str(r.state) for r in reservations],
+        },
+    )
+
+
+async def find_product(database: Database, merchant_id: str, sku: str) -> Product | None:
+    """One product."""
+    rows = await database.fetch(
+        f"SELECT {_PRODUCT} FROM products WHERE merchant_id = %(merchant_id)s AND sku = %(sku)s",
+        {"merchant_id": merchant_id, "sku": sku},
+    )
+    return Product(*rows[0]) if rows else None
+
+
+async def list_products(database: Database, merchant_id: str, after_sku: str, limit: int) -> list[Product]:
+    """A merchant's products by ascending sku, those behind `after_sku`."""
+    rows = await database.fetch(
+        f"""
+        SELECT {_PRODUCT} FROM products WHERE merchant_id = %(merchant_id)s AND sku > %(after)s
+        ORDER BY sku LIMIT %(limit)s
+        """,
+        {"merchant_id": merchant_id, "after": after_sku, "limit": limit},
+    )
+    return [Product(*row) for row in rows]
+
+
+async def find_reservation(database: Database, merchant_id: str, reservation_id: str) -> Reservation | None:
+    """One reservation."""
+    rows = await database.fetch(
+        f"""
+        SELECT {_RESERVATION} FROM reservations
+        WHERE merchant_id = %(merchant_id)s AND reservation_id = %(reservation_id)s
+        """,
+        {"merchant_id": merchant_id, "reservation_id": reservation_id},
+    )
+    return _reservation(rows[0]) if rows else None
+
+
+def _reservation(row: Sequence[object]) -> Reservation:
+    merchant_id, reservation_id, order_id, lines, state, created_at_ms = row
+    pieces = dict(sorted(orjson.loads(str(lines)).items()))
+    return Reservation(
+        str(merchant_id), str(reservation_id), str(order_id), pieces, State(str(state)), int(str(created_at_ms))
+    )
