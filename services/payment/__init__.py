@@ -1,0 +1,1 @@
+"""Owns payments: holds on cards, what became of them, and the ledger."""

@@ -1,0 +1,32 @@
+"""Wires the payment service. Run it with `python -m services.payment`."""
+
+from __future__ import annotations
+
+from paymesh.payment.v1 import payment_pb2_grpc
+
+from services.kit.process import Process, run
+from services.kit.rpc.client import open_channel
+from services.payment.clients import FraudClient, Processor
+from services.payment.config import PaymentConfig
+from services.payment.runner import Resolver
+from services.payment.service import NAME, PaymentService
+
+
+async def wire(process: Process, config: PaymentConfig) -> None:
+    """One servicer, two callees, one resolver."""
+    fraud_channel = open_channel(config.fraud_target, caller="payment")
+    # No retries below us: whether a lost answer is asked for again is the resolver's decision.
+    bank_channel = open_channel(config.bank_target, caller="payment", attempts_max=1)
+    process.closing(fraud_channel.close)
+    process.closing(bank_channel.close)
+    processor = Processor(bank_channel, config.bank_seconds)
+    service = PaymentService(
+        process.database, FraudClient(fraud_channel, config.fraud_seconds), processor, config
+    )
+    resolver = Resolver(process.database, service, processor, config)
+    process.serve(payment_pb2_grpc.add_PaymentServiceServicer_to_server, service, NAME)
+    process.background("resolver", resolver.run)
+
+
+if __name__ == "__main__":
+    run("payment", PaymentConfig, wire)

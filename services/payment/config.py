@@ -1,0 +1,32 @@
+"""Every knob of the payment service."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from services.kit.config import ServiceConfig
+
+
+class PaymentConfig(ServiceConfig):
+    """Configuration of payment; environment variables PAYMESH_PAYMENT_…"""
+
+    fraud_target: str = Field(min_length=1)
+    """gRPC target of the fraud service."""
+    bank_target: str = Field(min_length=1)
+    """gRPC target of the processor's gateway."""
+    fraud_seconds: float = Field(default=2.0, gt=0, le=30)
+    """How long a fraud check may take. It answers within milliseconds or not at all."""
+    bank_seconds: float = Field(default=5.0, gt=0, le=60)
+    """How long the processor may take before its outcome counts as unknown."""
+    intent_seconds: float = Field(default=15.0, gt=0, le=600)
+    """An intent older than this was left behind by a process that died. Longer than a handler may take (10 s), so that
+    the resolver does not meddle with work that is under way."""
+    resolve_first_ms: int = Field(default=200, ge=10)
+    """First wait before an unknown outcome is asked for; doubles with every attempt."""
+    resolve_max_ms: int = Field(default=30_000, ge=100)
+    """Longest wait between two attempts to resolve one payment."""
+    resolve_attempts_max: int = Field(default=8, ge=1)
+    """After so many attempts an authorization that never became known is cancelled by its key: with the waits above,
+    about a minute of trying."""
+    resolve_poll_ms: int = Field(default=100, ge=10)
+    """How often the resolver looks for work when it found none."""

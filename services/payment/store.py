@@ -1,0 +1,248 @@
+"""All SQL of payment. Nothing is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from services.kit.db import Connection, Database
+from services.kit.money import Money
+from services.payment.domain import Entry, Event, EventType, Payment, PaymentKey, State, UnknownOutcome
+
+_COLUMNS = """merchant_id, payment_id, order_id, amount_minor, currency, state, version,
+    (extract(epoch FROM created_at) * 1000)::bigint, unknown_outcome, auth_code, processor_reference, decline_reason,
+    fraud_score_milli"""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An event as it is stored."""
+
+    merchant_id: str
+    payment_id: str
+    version: int
+    event: Event
+    recorded_at_ms: int = 0
+
+    def data_json(self) -> str:
+        """The event's data as a JSON object."""
+        return orjson.dumps(self.event.data).decode()
+
+
+async def insert_payments(tx: Connection, payments: Sequence[Payment], intent_seconds: float) -> set[str]:
+    """Record intents; returns the ids of those whose order has no other live payment. The resolver looks at them after
+    `intent_seconds`, unless they have ended by then."""
+    cursor = await tx.execute(
+        """
+        INSERT INTO payments (merchant_id, payment_id, order_id, amount_minor, currency, state, version, resolve_at)
+        SELECT merchant_id, payment_id, order_id, amount_minor, currency, 'AUTHORIZING', 1,
+               now() + make_interval(secs => %(seconds)s)
+        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(orders)b::text[], %(amounts)b::bigint[],
+                    %(currencies)b::text[]) AS new (merchant_id, payment_id, order_id, amount_minor, currency)
+        ON CONFLICT DO NOTHING
+        RETURNING payment_id
+        """,
+        {
+            "seconds": intent_seconds,
+            "merchants": [p.merchant_id for p in payments],
+            "ids": [p.payment_id for p in payments],
+            "orders": [p.order_id for p in payments],
+            "amounts": [p.amount.amount_minor for p in payments],
+            "currencies": [p.amount.currency for p in payments],
+        },
+        binary=True,
+    )
+    return {row[0] for row in await cursor.fetchall()}
+
+
+async def insert_events(tx: Connection, records: Sequence[Record]) -> None:
+    """Append events."""
+    await tx.execute(
+        """
+        INSERT INTO payment_events (merchant_id, payment_id, version, type, data)
+        SELECT merchant_id, payment_id, version, type, data::jsonb
+        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(versions)b::int[], %(types)b::text[], %(data)b::text[])
+             AS new (merchant_id, payment_id, version, type, data)
+        """,
+        {
+            "merchants": [r.merchant_id for r in records],
+            "ids": [r.payment_id for r in records],
+            "versions": [r.version for r in records],
+            "types": [r.event.type.value for r in records],
+            "data": [orjson.dumps(r.event.data).decode() for r in records],
+        },
+    )
+
+
+async def lock_payments(tx: Connection, keys: Iterable[PaymentKey]) -> dict[PaymentKey, Payment]:
+    """Lock payments, ascending; unknown ones are missing from the result."""
+    ordered = sorted(set(keys))
+    if not ordered:
+        return {}
+    cursor = await tx.execute(
+        f"""
+        SELECT {_COLUMNS} FROM payments
+        WHERE (merchant_id, payment_id) IN (SELECT * FROM unnest(%(merchants)b::text[], %(ids)b::text[]))
+        ORDER BY merchant_id, payment_id
+        FOR NO KEY UPDATE
+        """,
+        {"merchants": [m for m, _ in ordered], "ids": [p for _, p in ordered]},
+        binary=True,
+    )
+    return {(row[0], row[1]): _payment(row) for row in await cursor.fetchall()}
+
+
+async def save_payments(tx: Connection, payments: Sequence[Payment]) -> None:
+    """Write locked payments as they are after their newest events."""
+    if not payments:
+        return
+    await tx.execute(
+        """
+        UPDATE payments AS p
+        SET state = n.state, version = n.version, unknown_outcome = n.unknown_outcome, auth_code = n.auth_code,
+            processor_reference = n.processor_reference, decline_reason = n.decline_reason,
+            fraud_score_milli = n.fraud_score_milli, resolve_at = now(), resolve_attempts = 0
+        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(states)b::text[], %(versions)b::int[],
+                    %(unknown)b::text[], %(codes)b::text[], %(references)b::text[], %(reasons)b::text[],
+                    %(scores)b::int[])
+             AS n (merchant_id, payment_id, state, version, unknown_outcome, auth_code, processor_reference,
+                   decline_reason, fraud_score_milli)
+        WHERE p.merchant_id = n.merchant_id AND p.payment_id = n.payment_id
+        """,
+        {
+            "merchants": [p.merchant_id for p in payments],
+            "ids": [p.payment_id for p in payments],
+            "states": [p.state.value for p in payments],
+            "versions": [p.version for p in payments],
+            "unknown": [p.unknown_outcome.value for p in payments],
+            "codes": [p.auth_code for p in payments],
+            "references": [p.processor_reference for p in payments],
+            "reasons": [p.decline_reason for p in payments],
+            "scores": [p.fraud_score_milli for p in payments],
+        },
+    )
+
+
+async def postpone(tx: Connection, delays: Sequence[tuple[PaymentKey, float]]) -> None:
+    """Have the resolver look at payments after so many seconds."""
+    await tx.execute(
+        """
+        UPDATE payments AS p SET resolve_at = now() + make_interval(secs => d.seconds)
+        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(seconds)b::float8[]) AS d (merchant_id, payment_id, seconds)
+        WHERE p.merchant_id = d.merchant_id AND p.payment_id = d.payment_id
+        """,
+        {
+            "merchants": [key[0] for key, _ in delays],
+            "ids": [key[1] for key, _ in delays],
+            "seconds": [seconds for _, seconds in delays],
+        },
+    )
+
+
+async def insert_entries(tx: Connection, entries: Sequence[Entry]) -> None:
+    """Post journals; the database refuses one that does not balance."""
+    if not entries:
+        return
+    await tx.execute(
+        """
+        INSERT INTO journal_entries (merchant_id, journal_id, line, account, currency, amount_minor)
+        SELECT * FROM unnest(%(merchants)b::text[], %(journals)b::text[], %(lines)b::smallint[], %(accounts)b::text[],
+                             %(currencies)b::text[], %(amounts)b::bigint[])
+        """,
+        {
+            "merchants": [e.merchant_id for e in entries],
+            "journals": [e.journal_id for e in entries],
+            "lines": [e.line for e in entries],
+            "accounts": [e.account for e in entries],
+            "currencies": [e.amount.currency for e in entries],
+            "amounts": [e.amount.amount_minor for e in entries],
+        },
+    )
+
+
+async def take_unresolved(
+    tx: Connection, limit: int, lease_seconds: float
+) -> list[tuple[Payment, int]]:
+    """Take payments that wait for the processor and are due, with how often they were taken before. Nobody else gets
+    them for `lease_seconds`."""
+    cursor = await tx.execute(
+        f"""
+        UPDATE payments SET resolve_at = now() + make_interval(secs => %(lease)s),
+                            resolve_attempts = resolve_attempts + 1
+        WHERE (merchant_id, payment_id) IN (
+            SELECT merchant_id, payment_id FROM payments
+            WHERE state IN ('AUTHORIZING', 'VOIDING') AND resolve_at <= now()
+            ORDER BY resolve_at LIMIT %(limit)s
+            FOR NO KEY UPDATE SKIP LOCKED
+        )
+        RETURNING {_COLUMNS}, resolve_attempts
+        """,
+        {"limit": limit, "lease": lease_seconds},
+        binary=True,
+    )
+    return [(_payment(row[:-1]), row[-1]) for row in await cursor.fetchall()]
+
+
+async def list_events(tx: Connection, keys: Sequence[PaymentKey]) -> list[Record]:
+    """All events of payments, oldest first per payment."""
+    cursor = await tx.execute(
+        """
+        SELECT merchant_id, payment_id, version, type, data::text, (extract(epoch FROM recorded_at) * 1000)::bigint
+        FROM payment_events
+        WHERE (merchant_id, payment_id) IN (SELECT * FROM unnest(%(merchants)b::text[], %(ids)b::text[]))
+        ORDER BY merchant_id, payment_id, version
+        """,
+        {"merchants": [m for m, _ in keys], "ids": [p for _, p in keys]},
+        binary=True,
+    )
+    return [
+        Record(row[0], row[1], row[2], Event(EventType(row[3]), orjson.loads(row[4])), row[5])
+        for row in await cursor.fetchall()
+    ]
+
+
+async def find_payment(tx: Connection, key: PaymentKey) -> Payment | None:
+    """One payment."""
+    cursor = await tx.execute(
+        f"SELECT {_COLUMNS} FROM payments WHERE merchant_id = %(merchant)s AND payment_id = %(id)s",
+        {"merchant": key[0], "id": key[1]},
+        binary=True,
+    )
+    row = await cursor.fetchone()
+    return _payment(row) if row else None
+
+
+async def list_payments(
+    database: Database, merchant_id: str, order_id: str, before_id: str, limit: int
+) -> list[Payment]:
+    """A merchant's payments, newest first, those older than `before_id` ("" for the newest)."""
+    rows = await database.fetch(
+        f"""
+        SELECT {_COLUMNS} FROM payments
+        WHERE merchant_id = %(merchant)s AND (%(order)s = '' OR order_id = %(order)s)
+          AND (%(before)s = '' OR payment_id < %(before)s)
+        ORDER BY payment_id DESC LIMIT %(limit)s
+        """,
+        {"merchant": merchant_id, "order": order_id, "before": before_id, "limit": limit},
+    )
+    return [_payment(row) for row in rows]
+
+
+def _payment(row: Sequence[Any]) -> Payment:
+    return Payment(
+        merchant_id=row[0],
+        payment_id=row[1],
+        order_id=row[2],
+        amount=Money(row[3], row[4]),
+        state=State(row[5]),
+        version=row[6],
+        created_at_ms=row[7],
+        unknown_outcome=UnknownOutcome(row[8]),
+        auth_code=row[9],
+        processor_reference=row[10],
+        decline_reason=row[11],
+        fraud_score_milli=row[12],
+    )
