@@ -1,0 +1,44 @@
+"""Wires the orchestrator. Run it with `python -m services.orchestrator`."""
+
+from __future__ import annotations
+
+from paymesh.orchestrator.v1 import orchestrator_pb2_grpc
+
+from services.kit.process import Process, run
+from services.kit.rpc.client import open_channel
+from services.orchestrator.clients import Inventory, Participant, Payment, Shipping
+from services.orchestrator.config import OrchestratorConfig
+from services.orchestrator.ownership import Ownership
+from services.orchestrator.runner import Engine
+from services.orchestrator.service import NAME, OrchestratorService
+
+
+async def wire(process: Process, config: OrchestratorConfig) -> None:
+    """One servicer, three participants, an engine with its lanes, a lease."""
+    targets = (config.inventory_target, config.payment_target, config.shipping_target)
+    # No retries below us: whether and when a step is tried again is the saga's decision.
+    channels = [open_channel(target, caller="orchestrator", attempts_max=1) for target in targets]
+    for channel in channels:
+        process.closing(channel.close)
+    participants: dict[str, Participant] = {
+        "reserve": Inventory(channels[0]),
+        "authorize": Payment(channels[1]),
+        "ship": Shipping(channels[2]),
+    }
+    engine = Engine(process.database, participants, config.sagas_active_max)
+    ownership = Ownership(process.database, engine, config)
+    await ownership.join()
+    process.closing(ownership.leave)
+    process.serve(
+        orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server,
+        OrchestratorService(process.database, engine, ownership),
+        NAME,
+    )
+    process.background("lease", ownership.keep)
+    process.background("takeover", ownership.take_over)
+    for lane in engine.lanes():
+        process.background(f"lane {lane.name}", lane.run)
+
+
+if __name__ == "__main__":
+    run("orchestrator", OrchestratorConfig, wire)

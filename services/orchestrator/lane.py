@@ -1,0 +1,61 @@
+"""A queue of due things and the loops that take them in sets.
+
+Every step of a saga has a lane for its do and one for its undo. A loop takes whatever is due, up to a set, and works on
+it as one; while it works, the next set gathers by itself. A set that fails as a whole is put back and tried again after
+a pause: nothing is dropped, and one broken lane does not hold up another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+SET_SIZE_MAX = 256
+LOOPS = 2
+"""Two sets under way keep both us and the participant busy."""
+RETRY_SECONDS = 0.5
+"""Pause before a set that failed as a whole (a database that is away, a defect) is tried again."""
+
+
+class Lane(Generic[T]):
+    """`work` carries out a set."""
+
+    def __init__(self, name: str, work: Callable[[list[T]], Awaitable[None]]) -> None:
+        self.name = name
+        self._work = work
+        self._due: deque[T] = deque()
+        self._more = asyncio.Event()
+
+    def put(self, item: T) -> None:
+        """The item is due now."""
+        self._due.append(item)
+        self._more.set()
+
+    async def run(self) -> None:
+        """Work for ever."""
+        await asyncio.gather(*(self._loop() for _ in range(LOOPS)))
+
+    async def _loop(self) -> None:
+        while True:
+            await self._more.wait()
+            taken = [self._due.popleft() for _ in range(min(len(self._due), SET_SIZE_MAX))]
+            if not self._due:
+                self._more.clear()
+            if not taken:
+                continue
+            try:
+                await self._work(taken)
+            except Exception:
+                log.exception("lane %s: a set of %d failed; trying it again", self.name, len(taken))
+                asyncio.get_running_loop().call_later(RETRY_SECONDS, self._put_all, taken)
+
+    def _put_all(self, items: list[T]) -> None:
+        for item in items:
+            self.put(item)

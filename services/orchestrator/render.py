@@ -1,0 +1,85 @@
+"""Orders and sagas on the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
+
+from services.orchestrator import domain
+from services.orchestrator.domain import Attempt, Direction, Outcome, Reason, Saga, State
+
+STATES = {
+    State.RUNNING: pb.SAGA_STATE_RUNNING,
+    State.COMPLETED: pb.SAGA_STATE_COMPLETED,
+    State.COMPENSATING: pb.SAGA_STATE_COMPENSATING,
+    State.COMPENSATED: pb.SAGA_STATE_COMPENSATED,
+    State.PARKED: pb.SAGA_STATE_PARKED,
+}
+_DIRECTIONS = {Direction.DO: pb.DIRECTION_DO, Direction.UNDO: pb.DIRECTION_UNDO}
+_OUTCOMES = {
+    Outcome.DONE: pb.ATTEMPT_OUTCOME_DONE,
+    Outcome.REFUSED: pb.ATTEMPT_OUTCOME_REFUSED,
+    Outcome.RETRYABLE: pb.ATTEMPT_OUTCOME_RETRYABLE,
+    Outcome.UNKNOWN: pb.ATTEMPT_OUTCOME_UNKNOWN,
+}
+
+
+def order_message(saga: Saga, request: pb.PlaceOrderRequest) -> pb.Order:
+    """The order that `saga` places, as it stands; `request` is what it was begun with."""
+    facts = domain.facts(saga)
+    order = pb.Order(
+        merchant_id=saga.merchant_id,
+        order_id=saga.order_id,
+        saga_id=saga.saga_id,
+        order_reference=request.order_reference,
+        state=STATES[saga.state],
+        reason=_reason(saga.reason) if saga.reason else None,
+        amount=request.amount,
+        lines=request.lines,
+        reservation_id=facts.get("reservation_id", ""),
+        payment_id=facts.get("payment_id", ""),
+        shipment_id=facts.get("shipment_id", ""),
+    )
+    _times(order, saga)
+    return order
+
+
+def saga_message(saga: Saga, owner_epoch: int, *, history: bool = True) -> pb.Saga:
+    """The saga as it stands."""
+    message = pb.Saga(
+        merchant_id=saga.merchant_id,
+        saga_id=saga.saga_id,
+        order_id=saga.order_id,
+        kind=saga.kind,
+        state=STATES[saga.state],
+        reason=_reason(saga.reason) if saga.reason else None,
+        owner_epoch=0 if saga.state.ended else owner_epoch,
+        history=[_attempt(a) for a in saga.history] if history else [],
+    )
+    _times(message, saga)
+    return message
+
+
+def _times(message: Any, saga: Saga) -> None:
+    message.created_at.FromMilliseconds(saga.created_at_ms)
+    if saga.ended_at_ms:
+        message.ended_at.FromMilliseconds(saga.ended_at_ms)
+
+
+def _reason(reason: Reason) -> pb.Reason:
+    return pb.Reason(step=reason.step, code=reason.code, message=reason.message)
+
+
+def _attempt(attempt: Attempt) -> pb.Attempt:
+    message = pb.Attempt(
+        step=attempt.step,
+        direction=_DIRECTIONS[attempt.direction],
+        attempt=attempt.number,
+        outcome=_OUTCOMES[attempt.outcome],
+        reason=attempt.reason,
+        facts=attempt.facts,
+    )
+    message.started_at.FromMilliseconds(attempt.started_at_ms)
+    message.ended_at.FromMilliseconds(attempt.ended_at_ms)
+    return message

@@ -1,0 +1,273 @@
+"""The engine: drives sagas in waves.
+
+What is authoritative: the sagas table. A saga in memory is a copy with a head start; when the process dies, its next
+owner begins again from the row, and every repeated call is recognized by its key.
+
+What is durable, and when: the start before the first call (`service`), the decision to turn back before the first undo,
+and the end before the caller is answered. Results of steps ride on the next of these writes.
+
+The domain decides, the lanes do. `_advance` asks the domain what to do with one saga until it says wait; each answer
+puts the saga into a lane. Sagas due for the same step go out as one batch call, so a refused order costs its neighbours
+nothing: it merely continues in another lane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from opentelemetry.trace import Span
+from paymesh.orchestrator.v1 import events_pb2
+from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
+
+from services.kit import telemetry
+from services.kit.clock import now_ms
+from services.kit.db import Connection, Database
+from services.kit.deadline import Deadline
+from services.kit.errors import InProgress
+from services.kit.idempotency import remember
+from services.kit.outbox import Announcement, announce
+from services.kit.rpc.stored import Pack
+from services.kit.sets import Answer, Failed
+from services.orchestrator import domain, store
+from services.orchestrator.clients import Due, Participant, Result
+from services.orchestrator.domain import Attempt, Call, Direction, Outcome, Saga, SagaKey, State, Turn, Wait
+from services.orchestrator.lane import Lane
+from services.orchestrator.render import order_message
+
+log = logging.getLogger(__name__)
+
+METHOD = "PlaceOrder"
+PACK = Pack(pb.PlaceOrderResponse)
+
+OrderOutcome = Answer[pb.PlaceOrderResponse] | Failed
+
+_EVENTS = {
+    State.COMPLETED: events_pb2.OrderPlaced,
+    State.COMPENSATED: events_pb2.OrderCompensated,
+    State.PARKED: events_pb2.OrderParked,
+}
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A saga that this orchestrator drives."""
+
+    saga: Saga
+    order: pb.PlaceOrderRequest
+    caller: str
+    key: str
+    epoch: int
+    span: Span | None
+    ended: asyncio.Future[OrderOutcome]
+    saving: bool = False
+    """A decision is being made durable; nothing new is begun until it is."""
+    abandoned: bool = False
+    """Another orchestrator owns it now."""
+    watchers: list[asyncio.Future[None]] = field(default_factory=list)
+
+
+class Engine:
+    """Holds the sagas under way and the lanes that move them."""
+
+    def __init__(self, database: Database, participants: Mapping[str, Participant], active_max: int) -> None:
+        self._database = database
+        self._participants = participants
+        self._active_max = active_max
+        self._active: dict[SagaKey, Running] = {}
+        self._saves: Lane[Running] = Lane("save", self._save)
+        self._lanes = {
+            (step.name, direction): self._lane(step.name, direction, step.seconds)
+            for step in domain.PLACE.steps
+            for direction in Direction
+        }
+
+    def lanes(self) -> Iterable[Lane[Running]]:
+        """All lanes, to be run in the background."""
+        return (self._saves, *self._lanes.values())
+
+    @property
+    def full(self) -> bool:
+        """Whether new sagas must be shed."""
+        return len(self._active) >= self._active_max
+
+    def running(self, key: SagaKey) -> Running | None:
+        """The saga if it is driven here."""
+        return self._active.get(key)
+
+    def drive(self, running: Running) -> None:
+        """Begin, or go on, with a saga that is durable and ours."""
+        self._active[running.saga.key] = running
+        self._advance(running)
+
+    def abandon_all(self) -> None:
+        """Forget every saga: the lease has run out and others may own them. Callers are told to ask again."""
+        for running in list(self._active.values()):
+            self._abandon(running)
+
+    async def changed(self, running: Running, seconds: float) -> None:
+        """Wait until something has happened to the saga, at most so long."""
+        watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        running.watchers.append(watcher)
+        await asyncio.wait((watcher,), timeout=seconds)
+
+    def _advance(self, running: Running) -> None:
+        while not (running.saving or running.abandoned):
+            decision = domain.next_step(running.saga)
+            match decision:
+                case Call(step, direction):
+                    running.saga = domain.calling(running.saga, decision)
+                    self._lanes[step, direction].put(running)
+                    continue
+                case Wait():
+                    return
+                case Turn():
+                    running.saga = domain.turned(running.saga, decision)
+                case _:
+                    running.saga = domain.ended(running.saga, decision, now_ms())
+            running.saving = True
+            self._saves.put(running)
+
+    def _lane(self, step: str, direction: Direction, seconds: float) -> Lane[Running]:
+        async def work(taken: list[Running]) -> None:
+            await self._take(step, direction, [r for r in taken if not r.abandoned], seconds)
+
+        return Lane(f"{step}/{direction}", work)
+
+    async def _take(self, step: str, direction: Direction, wave: Sequence[Running], seconds: float) -> None:
+        """One wave: one batch call for all sagas due for this step."""
+        if not wave:
+            return
+        started_at_ms = now_ms()
+        due = [Due(r.saga, r.order, step, _step_span(r, step, direction)) for r in wave]
+        participant = self._participants[step]
+        ask = participant.do if direction is Direction.DO else participant.undo
+        results = await ask(due, Deadline.after(seconds))
+        ended_at_ms = now_ms()
+        for running, one, result in zip(wave, due, results, strict=True):
+            failed = result.outcome is not Outcome.DONE
+            telemetry.end(one.span, result.reason or result.outcome, failed=failed)
+            attempt = _attempt(running.saga, step, direction, result, started_at_ms, ended_at_ms)
+            running.saga, wait_ms = domain.attempted(running.saga, attempt)
+            if wait_ms is None:
+                self._advance(running)
+            else:
+                lane = self._lanes[step, direction]
+                asyncio.get_running_loop().call_later(wait_ms / 1000, lane.put, running)
+            _notify(running)
+
+    async def _save(self, taken: list[Running]) -> None:
+        """Make decisions durable: turned back, or ended. The end is remembered for its caller and announced."""
+        by_epoch: dict[int, list[Running]] = {}
+        for running in taken:
+            if not running.abandoned:
+                by_epoch.setdefault(running.epoch, []).append(running)
+        for epoch, group in by_epoch.items():
+            ends = {r.saga.saga_id: _end(r) for r in group if r.saga.state.ended}
+            owned = await self._database.transact(_saving(group, epoch, ends))
+            for running in group:
+                if running.saga.saga_id not in owned:
+                    log.warning("saga %s has another owner now", running.saga.saga_id)
+                    self._abandon(running)
+                elif running.saga.state.ended:
+                    self._finish(running, ends[running.saga.saga_id])
+                else:
+                    running.saving = False
+                    self._advance(running)
+
+    def _finish(self, running: Running, answer: Answer[pb.PlaceOrderResponse]) -> None:
+        del self._active[running.saga.key]
+        failed = running.saga.state is not State.COMPLETED
+        telemetry.end(running.span, running.saga.state, failed=failed)
+        if running.saga.state is State.PARKED:
+            log.error("saga %s is parked: %s", running.saga.saga_id, running.saga.reason)
+        if not running.ended.done():
+            running.ended.set_result(answer)
+        _notify(running)
+
+    def _abandon(self, running: Running) -> None:
+        running.abandoned = True
+        self._active.pop(running.saga.key, None)
+        telemetry.end(running.span, "ABANDONED", failed=True)
+        if not running.ended.done():
+            running.ended.set_result(Failed(still_under_way(running.saga.order_id)))
+        _notify(running)
+
+
+def still_under_way(order_id: str) -> InProgress:
+    """The order has not ended yet."""
+    return InProgress(
+        "IN_PROGRESS",
+        f"order {order_id} is under way; ask again with the same key",
+        facts={"order_id": order_id},
+        retry_after_ms=200,
+    )
+
+
+def _saving(
+    group: Sequence[Running], epoch: int, ends: Mapping[str, Answer[pb.PlaceOrderResponse]]
+) -> Callable[[Connection], Awaitable[set[str]]]:
+    async def work(tx: Connection) -> set[str]:
+        owned = await store.save_sagas(tx, [r.saga for r in group], epoch)
+        ended = [r for r in group if r.saga.saga_id in owned and r.saga.saga_id in ends]
+        await announce(
+            tx,
+            [
+                Announcement(
+                    r.saga.merchant_id,
+                    r.saga.order_id,
+                    _EVENTS[r.saga.state](order=ends[r.saga.saga_id].message.order),
+                    telemetry.traceparent_of(r.span),
+                )
+                for r in ended
+            ],
+        )
+        answers = [((r.saga.merchant_id, r.caller, r.key), ends[r.saga.saga_id]) for r in ended]
+        await remember(tx, METHOD, answers, PACK)
+        return owned
+
+    return work
+
+
+def _end(running: Running) -> Answer[pb.PlaceOrderResponse]:
+    return Answer(pb.PlaceOrderResponse(order=order_message(running.saga, running.order)))
+
+
+def _step_span(running: Running, step: str, direction: Direction) -> Span | None:
+    if running.span is None:
+        return None
+    attributes: dict[str, str | int] = {
+        "saga.id": running.saga.saga_id,
+        "saga.step": step,
+        "saga.direction": direction.value,
+        "saga.attempt": domain.attempt_number(running.saga, step),
+    }
+    name = f"{step}" if direction is Direction.DO else f"undo {step}"
+    return telemetry.start_child(running.span, name, attributes)
+
+
+def _attempt(
+    saga: Saga, step: str, direction: Direction, result: Result, started_at_ms: int, ended_at_ms: int
+) -> Attempt:
+    return Attempt(
+        step=step,
+        direction=direction,
+        number=domain.attempt_number(saga, step),
+        outcome=result.outcome,
+        reason=result.reason,
+        message=result.message,
+        facts=result.facts,
+        started_at_ms=started_at_ms,
+        ended_at_ms=ended_at_ms,
+        retry_after_ms=result.retry_after_ms,
+    )
+
+
+def _notify(running: Running) -> None:
+    watchers, running.watchers = running.watchers, []
+    for watcher in watchers:
+        if not watcher.done():
+            watcher.set_result(None)
+

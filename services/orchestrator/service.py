@@ -1,0 +1,186 @@
+"""The RPCs of the orchestrator: proto in, sagas, proto out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
+
+from services.kit import telemetry
+from services.kit.checks import Checks, page_size
+from services.kit.clock import now_ms
+from services.kit.db import Connection, Database
+from services.kit.deadline import Deadline
+from services.kit.errors import InProgress, NotFound, Overloaded, Refused
+from services.kit.idempotency import Identity, begin_set, identity
+from services.kit.rpc.method import SetMethod
+from services.kit.sets import Answer, Command, Failed, Pending
+from services.orchestrator import domain, store
+from services.orchestrator.domain import Saga, SagaKey
+from services.orchestrator.ownership import Ownership
+from services.orchestrator.render import STATES, order_message, saga_message
+from services.orchestrator.requests import parse_order
+from services.orchestrator.runner import METHOD, PACK, Engine, Running, still_under_way
+from services.orchestrator.store import StoredSaga
+
+NAME = "paymesh.orchestrator.v1.OrchestratorService"
+
+WATCH_POLL_SECONDS = 0.25
+"""How often a watched saga that another orchestrator drives is read again."""
+FULL_RETRY_AFTER_MS = 1_000
+
+OrderOutcome = Answer[pb.PlaceOrderResponse] | Failed | Pending[pb.PlaceOrderResponse]
+
+
+class OrchestratorService:
+    """See the contract, paymesh/orchestrator/v1/orchestrator.proto."""
+
+    def __init__(self, database: Database, engine: Engine, ownership: Ownership) -> None:
+        self._database = database
+        self._engine = engine
+        self._ownership = ownership
+        place = SetMethod(
+            f"{NAME}/{METHOD}",
+            parse=parse_order,
+            handle=self._place,
+            batch_response=pb.BatchPlaceOrdersResponse,
+            id_prefix="saga",
+            seconds_max=30.0,
+            starts_traces=True,
+        )
+        self.PlaceOrder, self.BatchPlaceOrders = place.single, place.batch
+
+    async def _place(
+        self, commands: Sequence[Command[pb.PlaceOrderRequest]], deadline: Deadline
+    ) -> list[OrderOutcome]:
+        """Make the start of each saga durable, then hand it to the engine; the answer comes when it has ended."""
+        if self._engine.full:
+            error = Overloaded(
+                "OVERLOADED", "too many orders are under way; try again later", retry_after_ms=FULL_RETRY_AFTER_MS
+            )
+            return [Failed(error)] * len(commands)
+        epoch = self._ownership.epoch
+        begun: dict[Identity, Running] = {}
+
+        async def begin(
+            tx: Connection, fresh: list[Command[pb.PlaceOrderRequest]]
+        ) -> list[Answer[pb.PlaceOrderResponse] | Failed | None]:
+            begun.clear()  # the transaction may be tried again
+            sagas = [_running(command, epoch) for command in fresh]
+            stored = [_stored(running) for running in sagas]
+            accepted = await store.insert_sagas(tx, stored, [r.order.order_reference for r in sagas])
+            begun.update(
+                (identity(c), r) for c, r in zip(fresh, sagas, strict=True) if r.saga.saga_id in accepted
+            )
+            return [
+                None if r.saga.saga_id in accepted else Failed(_reference_exists(r.order.order_reference))
+                for r in sagas
+            ]
+
+        outcomes = await begin_set(self._database, METHOD, commands, begin, PACK, deadline)
+        for running in begun.values():
+            self._engine.drive(running)
+        return [
+            Pending(begun[identity(command)].ended) if outcome is None else self._joined(command, outcome)
+            for command, outcome in zip(commands, outcomes, strict=True)
+        ]
+
+    def _joined(
+        self, command: Command[pb.PlaceOrderRequest], outcome: Answer[pb.PlaceOrderResponse] | Failed
+    ) -> OrderOutcome:
+        """A repeat of an order that is driven here waits with the first call; elsewhere it is told to ask again."""
+        if not (isinstance(outcome, Failed) and isinstance(outcome.error, InProgress)):
+            return outcome
+        saga_id = outcome.error.facts.get("resource_id", "")
+        running = self._engine.running((command.merchant_id, saga_id))
+        if running is not None:
+            return Pending(running.ended)
+        return Failed(still_under_way(domain.order_id_of(saga_id)))
+
+    async def GetOrder(self, request: pb.GetOrderRequest, context: Any) -> pb.GetOrderResponse:
+        saga, order, epoch = await self._find(_order_key(request.merchant_id, request.order_id), request.order_id)
+        return pb.GetOrderResponse(order=order_message(saga, order), saga=saga_message(saga, epoch))
+
+    async def WatchOrder(
+        self, request: pb.WatchOrderRequest, context: Any
+    ) -> AsyncIterator[pb.WatchOrderResponse]:
+        key = _order_key(request.merchant_id, request.order_id)
+        last: Saga | None = None
+        while last is None or not last.state.ended:
+            running = self._engine.running(key)
+            saga, order, epoch = await self._find(key, request.order_id)
+            if saga != last:
+                last = saga
+                yield pb.WatchOrderResponse(order=order_message(saga, order), saga=saga_message(saga, epoch))
+            elif running is not None:
+                await self._engine.changed(running, WATCH_POLL_SECONDS)
+            else:
+                await asyncio.sleep(WATCH_POLL_SECONDS)
+
+    async def GetSaga(self, request: pb.GetSagaRequest, context: Any) -> pb.GetSagaResponse:
+        checks = Checks()
+        checks.text("merchant_id", request.merchant_id)
+        checks.text("saga_id", request.saga_id)
+        checks.done()
+        saga, _, epoch = await self._find((request.merchant_id, request.saga_id), request.saga_id)
+        return pb.GetSagaResponse(saga=saga_message(saga, epoch))
+
+    async def ListSagas(self, request: pb.ListSagasRequest, context: Any) -> pb.ListSagasResponse:
+        checks = Checks()
+        checks.text("merchant_id", request.merchant_id)
+        checks.text("page_token", request.page_token, optional=True)
+        by_number = {number: state for state, number in STATES.items()}
+        for place, number in enumerate(request.states):
+            if number not in by_number:
+                checks.fail(f"states[{place}]", f"{number} is not a state of a saga")
+        checks.done()
+        size = page_size(request.page_size)
+        states = [by_number[number] for number in request.states]
+        page = await store.list_sagas(self._database, request.merchant_id, states, request.page_token, size + 1)
+        more = page[size - 1].saga.saga_id if len(page) > size else ""
+        sagas = [saga_message(s.saga, s.owner_epoch, history=False) for s in page[:size]]
+        return pb.ListSagasResponse(sagas=sagas, next_page_token=more)
+
+    async def _find(self, key: SagaKey, name: str) -> tuple[Saga, pb.PlaceOrderRequest, int]:
+        """The saga from memory if it is driven here, for that is ahead of the row."""
+        running = self._engine.running(key)
+        if running is not None:
+            return running.saga, running.order, running.epoch
+        stored = await store.find_saga(self._database, key)
+        if stored is None:
+            raise NotFound("UNKNOWN_ORDER" if name.startswith("ord_") else "UNKNOWN_SAGA", f"there is no {name!r}")
+        return stored.saga, pb.PlaceOrderRequest.FromString(stored.input), stored.owner_epoch
+
+
+def _running(command: Command[pb.PlaceOrderRequest], epoch: int) -> Running:
+    saga_id = command.resource_id
+    order_id = domain.order_id_of(saga_id)
+    saga = domain.begin(domain.PLACE, command.merchant_id, saga_id, order_id, now_ms())
+    span = telemetry.start_child(command.span, f"saga {saga.kind}", {"saga.id": saga_id, "saga.order_id": order_id})
+    ended = asyncio.get_running_loop().create_future()
+    return Running(saga, command.request, command.caller, command.key, epoch, span, ended)
+
+
+def _stored(running: Running) -> StoredSaga:
+    return StoredSaga(
+        running.saga,
+        running.order.SerializeToString(),
+        running.caller,
+        running.key,
+        telemetry.traceparent_of(running.span),
+        running.epoch,
+    )
+
+
+def _reference_exists(reference: str) -> Refused:
+    return Refused("ORDER_REFERENCE_EXISTS", f"another order is called {reference!r}", facts={"reference": reference})
+
+
+def _order_key(merchant_id: str, order_id: str) -> SagaKey:
+    checks = Checks()
+    checks.text("merchant_id", merchant_id)
+    checks.text("order_id", order_id)
+    checks.done()
+    return (merchant_id, domain.saga_id_of(order_id))

@@ -1,0 +1,252 @@
+"""All SQL of the orchestrator. Nothing is decided here.
+
+Every write to a saga names the epoch of the writer, and touches only rows that carry it: an orchestrator whose sagas
+were taken over writes nothing, however late it wakes up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from services.kit.db import Connection, Database, Row
+from services.orchestrator.domain import (
+    Attempt,
+    Direction,
+    Outcome,
+    Progress,
+    Reason,
+    Saga,
+    SagaKey,
+    State,
+    StepState,
+)
+
+_COLUMNS = """merchant_id, saga_id, order_id, kind, state, steps::text, history::text, reason::text,
+    (extract(epoch FROM created_at) * 1000)::bigint, (extract(epoch FROM ended_at) * 1000)::bigint, input, caller, key,
+    traceparent, owner_epoch"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSaga:
+    """A saga with what it was begun with and who waits for its end."""
+
+    saga: Saga
+    input: bytes
+    caller: str
+    key: str
+    traceparent: str
+    owner_epoch: int
+
+
+async def insert_sagas(tx: Connection, sagas: Sequence[StoredSaga], references: Sequence[str]) -> set[str]:
+    """Record new sagas; returns the ids of those whose order reference was free."""
+    cursor = await tx.execute(
+        """
+        INSERT INTO sagas (merchant_id, saga_id, order_id, order_reference, kind, owner_epoch, caller, key, input,
+                           traceparent)
+        SELECT * FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(orders)b::text[], %(references)b::text[],
+                             %(kinds)b::text[], %(epochs)b::bigint[], %(callers)b::text[], %(keys)b::text[],
+                             %(inputs)b::bytea[], %(traceparents)b::text[])
+        ON CONFLICT DO NOTHING
+        RETURNING saga_id
+        """,
+        {
+            "merchants": [s.saga.merchant_id for s in sagas],
+            "ids": [s.saga.saga_id for s in sagas],
+            "orders": [s.saga.order_id for s in sagas],
+            "references": list(references),
+            "kinds": [s.saga.kind for s in sagas],
+            "epochs": [s.owner_epoch for s in sagas],
+            "callers": [s.caller for s in sagas],
+            "keys": [s.key for s in sagas],
+            "inputs": [s.input for s in sagas],
+            "traceparents": [s.traceparent for s in sagas],
+        },
+        binary=True,
+    )
+    return {row[0] for row in await cursor.fetchall()}
+
+
+async def save_sagas(tx: Connection, sagas: Sequence[Saga], epoch: int) -> set[str]:
+    """Write sagas as they are; returns the ids of those that `epoch` still owns and that had not ended before."""
+    cursor = await tx.execute(
+        """
+        UPDATE sagas AS s
+        SET state = n.state, steps = n.steps::jsonb, history = n.history::jsonb, reason = n.reason::jsonb,
+            ended_at = CASE WHEN n.ended THEN now() END
+        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(states)b::text[], %(steps)b::text[],
+                    %(histories)b::text[], %(reasons)b::text[], %(ended)b::bool[])
+             AS n (merchant_id, saga_id, state, steps, history, reason, ended)
+        WHERE s.merchant_id = n.merchant_id AND s.saga_id = n.saga_id AND s.owner_epoch = %(epoch)s
+          AND s.ended_at IS NULL
+        RETURNING s.saga_id
+        """,
+        {
+            "epoch": epoch,
+            "merchants": [s.merchant_id for s in sagas],
+            "ids": [s.saga_id for s in sagas],
+            "states": [s.state.value for s in sagas],
+            "steps": [_dump_steps(s) for s in sagas],
+            "histories": [_dump_history(s) for s in sagas],
+            "reasons": [_dump_reason(s) for s in sagas],
+            "ended": [s.state.ended for s in sagas],
+        },
+        binary=True,
+    )
+    return {row[0] for row in await cursor.fetchall()}
+
+
+async def find_saga(database: Database, key: SagaKey) -> StoredSaga | None:
+    """One saga."""
+    rows = await database.fetch(
+        f"SELECT {_COLUMNS} FROM sagas WHERE merchant_id = %(merchant)s AND saga_id = %(id)s",
+        {"merchant": key[0], "id": key[1]},
+    )
+    return _stored(rows[0]) if rows else None
+
+
+async def list_sagas(
+    database: Database, merchant_id: str, states: Sequence[State], before_id: str, limit: int
+) -> list[StoredSaga]:
+    """A merchant's sagas in one of `states` (all if empty), newest first, those older than `before_id` ("" for all)."""
+    rows = await database.fetch(
+        f"""
+        SELECT {_COLUMNS} FROM sagas
+        WHERE merchant_id = %(merchant)s AND (cardinality(%(states)b::text[]) = 0 OR state = ANY (%(states)b::text[]))
+          AND (%(before)s = '' OR saga_id < %(before)s)
+        ORDER BY saga_id DESC LIMIT %(limit)s
+        """,
+        {"merchant": merchant_id, "states": [s.value for s in states], "before": before_id, "limit": limit},
+    )
+    return [_stored(row) for row in rows]
+
+
+async def insert_instance(database: Database, host: str, lease_seconds: float) -> int:
+    """Join the orchestrators; returns the epoch of this one."""
+
+    async def work(tx: Connection) -> int:
+        cursor = await tx.execute(
+            """
+            INSERT INTO instances (host, lease_until) VALUES (%(host)s, now() + make_interval(secs => %(seconds)s))
+            RETURNING epoch
+            """,
+            {"host": host, "seconds": lease_seconds},
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        return int(row[0])
+
+    return await database.transact(work)
+
+
+async def save_lease(database: Database, epoch: int, lease_seconds: float) -> bool:
+    """Renew the lease; False when it has run out, for then the sagas may have another owner already."""
+
+    async def work(tx: Connection) -> bool:
+        cursor = await tx.execute(
+            """
+            UPDATE instances SET lease_until = now() + make_interval(secs => %(seconds)s)
+            WHERE epoch = %(epoch)s AND lease_until > now()
+            """,
+            {"epoch": epoch, "seconds": lease_seconds},
+        )
+        return cursor.rowcount == 1
+
+    return await database.transact(work)
+
+
+async def delete_instance(database: Database, epoch: int) -> None:
+    """Leave the orchestrators; what is still under way is up for takeover at once."""
+
+    async def work(tx: Connection) -> None:
+        await tx.execute("DELETE FROM instances WHERE epoch = %(epoch)s", {"epoch": epoch})
+
+    await database.transact(work)
+
+
+async def take_over(tx: Connection, epoch: int, limit: int) -> list[StoredSaga]:
+    """Become the owner of sagas under way whose owner has no live lease."""
+    cursor = await tx.execute(
+        f"""
+        UPDATE sagas SET owner_epoch = %(epoch)s
+        WHERE (merchant_id, saga_id) IN (
+            SELECT merchant_id, saga_id FROM sagas
+            WHERE state IN ('RUNNING', 'COMPENSATING')
+              AND owner_epoch NOT IN (SELECT epoch FROM instances WHERE lease_until > now())
+            LIMIT %(limit)s
+            FOR NO KEY UPDATE SKIP LOCKED
+        )
+        RETURNING {_COLUMNS}
+        """,
+        {"epoch": epoch, "limit": limit},
+        binary=True,
+    )
+    return [_stored(row) for row in await cursor.fetchall()]
+
+
+def _dump_steps(saga: Saga) -> str:
+    return orjson.dumps({name: [p.state.value, p.attempts, p.facts] for name, p in saga.steps.items()}).decode()
+
+
+def _dump_history(saga: Saga) -> str:
+    return orjson.dumps(
+        [
+            {
+                "step": a.step,
+                "direction": a.direction.value,
+                "attempt": a.number,
+                "outcome": a.outcome.value,
+                "reason": a.reason,
+                "message": a.message,
+                "facts": a.facts,
+                "started_at_ms": a.started_at_ms,
+                "ended_at_ms": a.ended_at_ms,
+            }
+            for a in saga.history
+        ]
+    ).decode()
+
+
+def _dump_reason(saga: Saga) -> str | None:
+    reason = saga.reason
+    if reason is None:
+        return None
+    return orjson.dumps({"step": reason.step, "code": reason.code, "message": reason.message}).decode()
+
+
+def _stored(row: Row) -> StoredSaga:
+    saga = Saga(
+        merchant_id=row[0],
+        saga_id=row[1],
+        order_id=row[2],
+        kind=row[3],
+        state=State(row[4]),
+        steps={n: Progress(StepState(state), attempts, facts) for n, (state, attempts, facts) in _load(row[5]).items()},
+        history=tuple(_attempt(a) for a in _load(row[6])),
+        reason=Reason(**_load(row[7])) if row[7] else None,
+        created_at_ms=row[8],
+        ended_at_ms=row[9] or 0,
+    )
+    return StoredSaga(saga, row[10], row[11], row[12], row[13], row[14])
+
+
+def _attempt(stored: dict[str, Any]) -> Attempt:
+    return Attempt(
+        step=stored["step"],
+        direction=Direction(stored["direction"]),
+        number=stored["attempt"],
+        outcome=Outcome(stored["outcome"]),
+        reason=stored["reason"],
+        message=stored["message"],
+        facts=stored["facts"],
+        started_at_ms=stored["started_at_ms"],
+        ended_at_ms=stored["ended_at_ms"],
+    )
+
+
+def _load(text: str) -> Any:
+    return orjson.loads(text)
