@@ -1,0 +1,57 @@
+"""Options that several commands share, each with its environment variable."""
+
+from typing import Annotated
+
+import typer
+
+Merchant = Annotated[
+    str, typer.Option("--merchant", "-m", envvar="PAYMESH_MERCHANT", help="The merchant that sells.")
+]
+MERCHANT = "demo"
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON for machines instead of text; 64-bit numbers are strings.")
+]
+
+Target = Annotated[
+    str, typer.Option("--target", envvar="PAYMESH_TARGET", help="Address of the orchestrator.")
+]
+TARGET = "127.0.0.1:7100"
+
+PaymentTarget = Annotated[
+    str,
+    typer.Option("--payment-target", envvar="PAYMESH_PAYMENT_TARGET", help="Address of the payment service."),
+]
+PAYMENT_TARGET = "127.0.0.1:7101"
+
+InventoryTarget = Annotated[
+    str,
+    typer.Option(
+        "--inventory-target", envvar="PAYMESH_INVENTORY_TARGET", help="Address of the inventory service."
+    ),
+]
+INVENTORY_TARGET = "127.0.0.1:7102"
+
+FraudTarget = Annotated[
+    str, typer.Option("--fraud-target", envvar="PAYMESH_FRAUD_TARGET", help="Address of the fraud service.")
+]
+FRAUD_TARGET = "127.0.0.1:7104"
+
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        help="Idempotency key: repeating the command with it does nothing twice. A fresh one by default.",
+    ),
+]
+
+Patience = Annotated[
+    float,
+    typer.Option(
+        "--patience", min=0.0, metavar="SECONDS", help="How long to ask again while the answer is not final."
+    ),
+]
+PATIENCE = 30.0
+
+Limit = Annotated[int, typer.Option("--limit", min=1, help="Show at most this many.")]
+LIMIT = 100
