@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from paymesh.inventory.v1 import inventory_pb2_grpc
-
 from services.inventory.config import InventoryConfig
 from services.inventory.service import NAME, InventoryService
 from services.kit.process import Process, run

@@ -109,7 +109,9 @@ def merge_lines(lines: Iterable[tuple[str, int]]) -> dict[str, int]:
     return dict(sorted(merged.items()))
 
 
-def reserve(stock: Mapping[ProductKey, Product], wishes: Sequence[Reserve]) -> list[Refused | None]:
+def reserve(
+    stock: Mapping[ProductKey, Product], wishes: Sequence[Reserve | Reservation]
+) -> list[Refused | None]:
     """Decide wishes in order against one stock: None where all lines can be set aside, else why not. A wish that is too
     large does not stand in the way of smaller ones behind it."""
     left = {key: product.available for key, product in stock.items()}
@@ -123,14 +125,16 @@ def reserve(stock: Mapping[ProductKey, Product], wishes: Sequence[Reserve]) -> l
     return decisions
 
 
-def _refusal(left: Mapping[ProductKey, int], wish: Reserve) -> Refused | None:
+def _refusal(left: Mapping[ProductKey, int], wish: Reserve | Reservation) -> Refused | None:
     for sku, quantity in wish.lines.items():
         available = left.get((wish.merchant_id, sku))
         if available is None:
             return Refused("UNKNOWN_PRODUCT", f"there is no product {sku!r}", facts={"sku": sku})
         if available < quantity:
             facts = {"sku": sku, "wanted": str(quantity), "available": str(available)}
-            return Refused("OUT_OF_STOCK", f"{quantity} of {sku!r} wanted, {available} available", facts=facts)
+            return Refused(
+                "OUT_OF_STOCK", f"{quantity} of {sku!r} wanted, {available} available", facts=facts
+            )
     return None
 
 
@@ -150,7 +154,9 @@ def deliver(stock: Mapping[ProductKey, Product], deliveries: Sequence[Delivery])
 
 def order_already_reserved(order_id: str) -> Refused:
     """Another key has reserved for this order."""
-    return Refused("ORDER_ALREADY_RESERVED", f"order {order_id!r} has a reservation under another idempotency key")
+    return Refused(
+        "ORDER_ALREADY_RESERVED", f"order {order_id!r} has a reservation under another idempotency key"
+    )
 
 
 def release(reservation: Reservation) -> Reservation | PaymeshError:
@@ -188,7 +194,9 @@ def end(
 
 def new_reservation(wish: Reserve, reservation_id: str, created_at_ms: int) -> Reservation:
     """What `wish` becomes when it is granted."""
-    return Reservation(wish.merchant_id, reservation_id, wish.order_id, wish.lines, State.RESERVED, created_at_ms)
+    return Reservation(
+        wish.merchant_id, reservation_id, wish.order_id, wish.lines, State.RESERVED, created_at_ms
+    )
 
 
 def nothing_reserved(merchant_id: str) -> Reservation:

@@ -7,7 +7,6 @@ from typing import Any
 
 from paymesh.inventory.v1 import events_pb2
 from paymesh.inventory.v1 import inventory_pb2 as pb
-
 from services.inventory import domain, store
 from services.inventory.domain import ByKey, Delivery, End, NewProduct, Product, Reservation, Reserve
 from services.kit.checks import Checks, page_size
@@ -57,10 +56,16 @@ class InventoryService:
             id_prefix="res",
         )
         release = SetMethod(
-            f"{NAME}/ReleaseStock", parse=_release, handle=self._release, batch_response=pb.BatchReleaseStockResponse
+            f"{NAME}/ReleaseStock",
+            parse=_release,
+            handle=self._release,
+            batch_response=pb.BatchReleaseStockResponse,
         )
         commit = SetMethod(
-            f"{NAME}/CommitStock", parse=_commit, handle=self._commit, batch_response=pb.BatchCommitStockResponse
+            f"{NAME}/CommitStock",
+            parse=_commit,
+            handle=self._commit,
+            batch_response=pb.BatchCommitStockResponse,
         )
         self.CreateProduct, self.BatchCreateProducts = create.single, create.batch
         self.AddStock, self.BatchAddStock = add.single, add.batch
@@ -108,21 +113,31 @@ class InventoryService:
         async def work(
             tx: Connection, fresh: list[Command[Reserve]]
         ) -> list[Outcome[pb.ReserveStockResponse]]:
-            stock = await store.lock_products(tx, [(c.merchant_id, sku) for c in fresh for sku in c.request.lines])
-            refusals = domain.reserve(stock, [c.request for c in fresh])
+            # An order that has a reservation already must not take stock from its neighbours: so first all wishes are
+            # recorded, then those that were new are decided, then the refused ones are taken out again.
             wishes = [domain.new_reservation(c.request, c.resource_id, now_ms()) for c in fresh]
-            granted = [wish for wish, refusal in zip(wishes, refusals, strict=True) if refusal is None]
-            made = await store.insert_reservations(tx, granted) if granted else set()
-            await store.save_stock(tx, {}, domain.pieces(r for r in granted if r.reservation_id in made))
+            recorded = await store.insert_reservations(tx, wishes)
+            stock = await store.lock_products(
+                tx, [(c.merchant_id, sku) for c in fresh for sku in c.request.lines]
+            )
+            new = [wish for wish in wishes if wish.reservation_id in recorded]
+            refusals = dict(zip((w.reservation_id for w in new), domain.reserve(stock, new), strict=True))
+            await store.delete_reservations(tx, [w for w in new if refusals[w.reservation_id] is not None])
+            await store.save_stock(
+                tx, {}, domain.pieces(w for w in new if refusals[w.reservation_id] is None)
+            )
             outcomes: list[Outcome[pb.ReserveStockResponse]] = []
             announcements = []
-            for command, wish, refusal in zip(fresh, wishes, refusals, strict=True):
-                if wish.reservation_id in made:
+            for command, wish in zip(fresh, wishes, strict=True):
+                refusal = refusals.get(wish.reservation_id, domain.order_already_reserved(wish.order_id))
+                if refusal is None:
                     message = _reservation(wish)
                     outcomes.append(Answer(pb.ReserveStockResponse(reservation=message)))
-                    announcements.append(_announcement(command, events_pb2.StockReserved(reservation=message)))
+                    announcements.append(
+                        _announcement(command, events_pb2.StockReserved(reservation=message))
+                    )
                 else:
-                    outcomes.append(Failed(refusal or domain.order_already_reserved(wish.order_id)))
+                    outcomes.append(Failed(refusal))
             await announce(tx, announcements)
             return outcomes
 
@@ -135,7 +150,10 @@ class InventoryService:
             keys = [_do_key(c) for c in fresh if isinstance(c.request.target, ByKey)]
             arrived = await bar(tx, "ReserveStock", keys, self._reserved) if keys else {}
             ids = [
-                (c.merchant_id, arrived.get(_do_key(c), "") if isinstance(c.request.target, ByKey) else c.request.target)
+                (
+                    c.merchant_id,
+                    arrived.get(_do_key(c), "") if isinstance(c.request.target, ByKey) else c.request.target,
+                )
                 for c in fresh
             ]
             decisions, freed = domain.end(await store.lock_reservations(tx, ids), ids, domain.release)
@@ -176,7 +194,9 @@ class InventoryService:
                 for c, d in zip(fresh, decisions, strict=True)
             ]
 
-        return await run_set(self._database, "CommitStock", commands, work, Pack(pb.CommitStockResponse), deadline)
+        return await run_set(
+            self._database, "CommitStock", commands, work, Pack(pb.CommitStockResponse), deadline
+        )
 
     async def GetProduct(self, request: pb.GetProductRequest, context: Any) -> pb.GetProductResponse:
         checks = Checks()
@@ -198,12 +218,16 @@ class InventoryService:
         more = page[size - 1].sku if len(page) > size else ""
         return pb.ListProductsResponse(products=[_product(p) for p in page[:size]], next_page_token=more)
 
-    async def GetReservation(self, request: pb.GetReservationRequest, context: Any) -> pb.GetReservationResponse:
+    async def GetReservation(
+        self, request: pb.GetReservationRequest, context: Any
+    ) -> pb.GetReservationResponse:
         checks = Checks()
         checks.text("merchant_id", request.merchant_id)
         checks.text("reservation_id", request.reservation_id)
         checks.done()
-        reservation = await store.find_reservation(self._database, request.merchant_id, request.reservation_id)
+        reservation = await store.find_reservation(
+            self._database, request.merchant_id, request.reservation_id
+        )
         if reservation is None:
             raise domain.no_reservation(request.reservation_id)
         return pb.GetReservationResponse(reservation=_reservation(reservation))

@@ -13,9 +13,7 @@ from services.inventory.domain import NewProduct, Product, ProductKey, Reservati
 from services.kit.db import Connection, Database
 
 _PRODUCT = "merchant_id, sku, name, on_hand, reserved"
-_RESERVATION = (
-    "merchant_id, reservation_id, order_id, lines::text, state, (extract(epoch FROM created_at) * 1000)::bigint"
-)
+_RESERVATION = "merchant_id, reservation_id, order_id, lines::text, state, (extract(epoch FROM created_at) * 1000)::bigint"
 
 
 async def insert_products(tx: Connection, products: Sequence[NewProduct]) -> set[ProductKey]:
@@ -81,27 +79,48 @@ async def save_stock(
 
 async def insert_reservations(tx: Connection, reservations: Sequence[Reservation]) -> set[str]:
     """Record reservations; returns the ids of those whose order had none."""
+    ordered = sorted(reservations, key=lambda r: (r.merchant_id, r.order_id))
     cursor = await tx.execute(
         """
-        INSERT INTO reservations (merchant_id, reservation_id, order_id, lines)
-        SELECT merchant_id, reservation_id, order_id, lines::jsonb
-        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(orders)b::text[], %(lines)b::text[])
-             AS new (merchant_id, reservation_id, order_id, lines)
+        INSERT INTO reservations (merchant_id, reservation_id, order_id, lines, created_at)
+        SELECT merchant_id, reservation_id, order_id, lines::jsonb, to_timestamp(created_at_ms / 1000.0)
+        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(orders)b::text[], %(lines)b::text[],
+                    %(created)b::bigint[]) AS new (merchant_id, reservation_id, order_id, lines, created_at_ms)
         ON CONFLICT DO NOTHING
         RETURNING reservation_id
         """,
         {
-            "merchants": [r.merchant_id for r in reservations],
-            "ids": [r.reservation_id for r in reservations],
-            "orders": [r.order_id for r in reservations],
-            "lines": [orjson.dumps(r.lines).decode() for r in reservations],
+            "merchants": [r.merchant_id for r in ordered],
+            "ids": [r.reservation_id for r in ordered],
+            "orders": [r.order_id for r in ordered],
+            "lines": [orjson.dumps(r.lines).decode() for r in ordered],
+            "created": [r.created_at_ms for r in ordered],
         },
         binary=True,
     )
     return {row[0] for row in await cursor.fetchall()}
 
 
-async def lock_reservations(tx: Connection, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Reservation]:
+async def delete_reservations(tx: Connection, reservations: Sequence[Reservation]) -> None:
+    """Take back records of this very transaction."""
+    if not reservations:
+        return
+    await tx.execute(
+        """
+        DELETE FROM reservations AS r
+        USING unnest(%(merchants)b::text[], %(ids)b::text[]) AS refused (merchant_id, reservation_id)
+        WHERE r.merchant_id = refused.merchant_id AND r.reservation_id = refused.reservation_id
+        """,
+        {
+            "merchants": [r.merchant_id for r in reservations],
+            "ids": [r.reservation_id for r in reservations],
+        },
+    )
+
+
+async def lock_reservations(
+    tx: Connection, keys: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], Reservation]:
     """Lock reservations by (merchant, reservation id), ascending; unknown ones are missing from the result."""
     ordered = sorted(set(keys))
     if not ordered:
@@ -175,5 +194,10 @@ def _reservation(row: Sequence[object]) -> Reservation:
     merchant_id, reservation_id, order_id, lines, state, created_at_ms = row
     pieces = dict(sorted(orjson.loads(str(lines)).items()))
     return Reservation(
-        str(merchant_id), str(reservation_id), str(order_id), pieces, State(str(state)), int(str(created_at_ms))
+        str(merchant_id),
+        str(reservation_id),
+        str(order_id),
+        pieces,
+        State(str(state)),
+        int(str(created_at_ms)),
     )

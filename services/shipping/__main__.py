@@ -1,0 +1,18 @@
+"""Wires the shipping service. Run it with `python -m services.shipping`."""
+
+from __future__ import annotations
+
+from paymesh.shipping.v1 import shipping_pb2_grpc
+from services.kit.process import Process, run
+from services.shipping.config import ShippingConfig
+from services.shipping.service import NAME, ShippingService
+
+
+async def wire(process: Process, config: ShippingConfig) -> None:
+    """One servicer, no background work."""
+    service = ShippingService(process.database, config.unserved_countries)
+    process.serve(shipping_pb2_grpc.add_ShippingServiceServicer_to_server, service, NAME)
+
+
+if __name__ == "__main__":
+    run("shipping", ShippingConfig, wire)

@@ -1,0 +1,212 @@
+"""Inventory as a real process on a real PostgreSQL: reserve, release, commit, and what must never happen to stock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+import pytest_asyncio
+from paymesh.channel import open_channel, with_key
+from paymesh.inventory.v1 import inventory_pb2 as pb
+from paymesh.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
+from paymesh.result.v1 import failure_pb2
+
+from tests.conftest import Services
+
+MERCHANT = "mer_1"
+
+
+@pytest_asyncio.fixture
+async def stub(services: Services) -> AsyncIterator[InventoryServiceStub]:
+    process = services.start("inventory")
+    async with open_channel(process.target, caller="test") as channel:
+        yield InventoryServiceStub(channel)
+
+
+async def _product(stub: InventoryServiceStub, sku: str, quantity: int) -> None:
+    request = pb.CreateProductRequest(merchant_id=MERCHANT, sku=sku, name=sku, initial_quantity=quantity)
+    await stub.CreateProduct(request, metadata=with_key(f"product/{sku}"))
+
+
+async def _stock(stub: InventoryServiceStub, sku: str) -> tuple[int, int]:
+    product = (await stub.GetProduct(pb.GetProductRequest(merchant_id=MERCHANT, sku=sku))).product
+    return product.on_hand_quantity, product.reserved_quantity
+
+
+def _reserve(order: str, **lines: int) -> pb.ReserveStockRequest:
+    return pb.ReserveStockRequest(
+        merchant_id=MERCHANT,
+        order_id=order,
+        lines=[pb.StockLine(sku=sku, quantity=quantity) for sku, quantity in lines.items()],
+    )
+
+
+def _batch(*items: tuple[str, pb.ReserveStockRequest]) -> pb.BatchReserveStockRequest:
+    return pb.BatchReserveStockRequest(
+        items=[pb.ReserveStockItem(idempotency_key=key, request=request) for key, request in items]
+    )
+
+
+async def test_reserve_release_and_commit_move_stock_once(stub: InventoryServiceStub) -> None:
+    await _product(stub, "a", 10)
+    first = await stub.ReserveStock(_reserve("o1", a=4), metadata=with_key("k1"))
+    second = await stub.ReserveStock(_reserve("o2", a=3), metadata=with_key("k2"))
+    assert await _stock(stub, "a") == (10, 7)
+    release = pb.ReleaseStockRequest(merchant_id=MERCHANT, reservation_id=first.reservation.reservation_id)
+    for key in ("r1", "r1", "r2"):
+        answer = await stub.ReleaseStock(release, metadata=with_key(key))
+        assert answer.reservation.state == pb.RESERVATION_STATE_RELEASED
+    assert await _stock(stub, "a") == (10, 3)
+    commit = pb.CommitStockRequest(merchant_id=MERCHANT, reservation_id=second.reservation.reservation_id)
+    for key in ("c1", "c1", "c2"):
+        committed = await stub.CommitStock(commit, metadata=with_key(key))
+        assert committed.reservation.state == pb.RESERVATION_STATE_COMMITTED
+    assert await _stock(stub, "a") == (7, 0)
+
+
+async def test_stock_is_never_oversold_when_many_want_the_last_pieces(stub: InventoryServiceStub) -> None:
+    await _product(stub, "hot", 10)
+    calls = [stub.ReserveStock(_reserve(f"o{n}", hot=1), metadata=with_key(f"k{n}")) for n in range(50)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    won = [r for r in results if isinstance(r, pb.ReserveStockResponse)]
+    assert len(won) == 10
+    assert await _stock(stub, "hot") == (10, 10)
+
+
+async def test_a_refused_item_costs_its_neighbours_nothing(stub: InventoryServiceStub) -> None:
+    await _product(stub, "a", 5)
+    batch = _batch(
+        ("k1", _reserve("o1", a=3)), ("k2", _reserve("o2", a=3)), ("k3", _reserve("o3", a=2)), ("k4", _reserve("o4", b=1))
+    )
+    for attempt in range(2):
+        results = (await stub.BatchReserveStock(batch)).results
+        assert [r.failure.reason for r in results] == ["", "OUT_OF_STOCK", "", "UNKNOWN_PRODUCT"]
+        assert [r.replayed for r in results] == [attempt == 1] * 4
+        assert results[1].failure.kind == failure_pb2.KIND_REFUSED
+    assert await _stock(stub, "a") == (5, 5)
+
+
+async def test_one_key_fifty_times_at_once_reserves_once(stub: InventoryServiceStub) -> None:
+    await _product(stub, "a", 100)
+    calls = [stub.ReserveStock(_reserve("o1", a=2), metadata=with_key("same")) for _ in range(50)]
+    answers = await asyncio.gather(*calls)
+    assert {a.reservation.reservation_id for a in answers} == {answers[0].reservation.reservation_id}
+    assert await _stock(stub, "a") == (100, 2)
+
+
+async def test_one_key_twice_in_one_batch_has_one_effect_and_two_equal_answers(stub: InventoryServiceStub) -> None:
+    await _product(stub, "a", 100)
+    results = (await stub.BatchReserveStock(_batch(("k", _reserve("o", a=2)), ("k", _reserve("o", a=2))))).results
+    assert results[0].response == results[1].response
+    assert [r.replayed for r in results] == [False, True]
+    assert await _stock(stub, "a") == (100, 2)
+
+
+async def test_one_key_for_two_requests_is_refused_and_the_loser_changes_nothing(stub: InventoryServiceStub) -> None:
+    await _product(stub, "a", 100)
+    results = (await stub.BatchReserveStock(_batch(("k", _reserve("o", a=2)), ("k", _reserve("o", a=3))))).results
+    assert [r.failure.reason for r in results] == ["", "IDEMPOTENCY_KEY_REUSED"]
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await stub.ReserveStock(_reserve("o", a=4), metadata=with_key("k"))
+    assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "IDEMPOTENCY_KEY_REUSED" in (error.value.details() or "")
+    assert await _stock(stub, "a") == (100, 2)
+
+
+async def test_an_order_is_reserved_for_once_whatever_the_key(stub: InventoryServiceStub) -> None:
+    await _product(stub, "a", 100)
+    results = (await stub.BatchReserveStock(_batch(("k1", _reserve("o", a=2)), ("k2", _reserve("o", a=2))))).results
+    assert [r.failure.reason for r in results] == ["", "ORDER_ALREADY_RESERVED"]
+    assert await _stock(stub, "a") == (100, 2)
+
+
+async def test_an_order_that_is_reserved_already_takes_nothing_from_its_neighbours(stub: InventoryServiceStub) -> None:
+    await _product(stub, "a", 5)
+    await stub.ReserveStock(_reserve("o", a=1), metadata=with_key("k"))
+    results = (await stub.BatchReserveStock(_batch(("k1", _reserve("o", a=4)), ("k2", _reserve("o3", a=4))))).results
+    assert [r.failure.reason for r in results] == ["ORDER_ALREADY_RESERVED", ""]
+    assert await _stock(stub, "a") == (5, 5)
+
+
+async def test_the_answer_is_what_is_stored(stub: InventoryServiceStub) -> None:
+    await _product(stub, "a", 5)
+    answer = await stub.ReserveStock(_reserve("o", a=1), metadata=with_key("k"))
+    request = pb.GetReservationRequest(merchant_id=MERCHANT, reservation_id=answer.reservation.reservation_id)
+    assert (await stub.GetReservation(request)).reservation == answer.reservation
+
+
+async def test_a_release_that_overtakes_its_reserve_bars_it_for_ever(stub: InventoryServiceStub) -> None:
+    await _product(stub, "a", 100)
+    undo = pb.ReleaseStockRequest(merchant_id=MERCHANT, reserve_key="saga/reserve")
+    for key in ("saga/reserve/undo", "saga/reserve/undo", "another"):
+        answer = await stub.ReleaseStock(undo, metadata=with_key(key))
+        assert answer.reservation.state == pb.RESERVATION_STATE_RELEASED
+        assert answer.reservation.reservation_id == ""
+    for _ in range(2):
+        with pytest.raises(grpc.aio.AioRpcError, match="UNDONE_BEFORE_ARRIVAL"):
+            await stub.ReserveStock(_reserve("o", a=2), metadata=with_key("saga/reserve"))
+    assert await _stock(stub, "a") == (100, 0)
+
+
+async def test_a_release_by_key_finds_the_reservation_and_a_repeat_of_the_reserve_stays_harmless(
+    stub: InventoryServiceStub,
+) -> None:
+    await _product(stub, "a", 100)
+    await stub.ReserveStock(_reserve("o", a=2), metadata=with_key("saga/reserve"))
+    undo = pb.ReleaseStockRequest(merchant_id=MERCHANT, reserve_key="saga/reserve")
+    await stub.ReleaseStock(undo, metadata=with_key("saga/reserve/undo"))
+    await stub.ReserveStock(_reserve("o", a=2), metadata=with_key("saga/reserve"))  # replays the old answer
+    assert await _stock(stub, "a") == (100, 0)
+    with pytest.raises(grpc.aio.AioRpcError, match="ORDER_ALREADY_RESERVED"):
+        await stub.ReserveStock(_reserve("o", a=2), metadata=with_key("other"))
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (_reserve("", a=1), "order_id"),
+        (_reserve("o"), "lines"),
+        (_reserve("o", a=0), "lines[0].quantity"),
+        (_reserve("o", a=-1), "lines[0].quantity"),
+        (_reserve("o", a=10**15), "lines[0].quantity"),
+        (_reserve("o" * 65, a=1), "order_id"),
+        (_reserve("o\x00", a=1), "order_id"),
+        (pb.ReserveStockRequest(order_id="o", lines=[pb.StockLine(sku="a", quantity=1)]), "merchant_id"),
+    ],
+)
+async def test_wrong_input_names_the_field_and_changes_nothing(
+    stub: InventoryServiceStub, request_: pb.ReserveStockRequest, field: str
+) -> None:
+    await _product(stub, "a", 100)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await stub.ReserveStock(request_, metadata=with_key("k"))
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in (error.value.details() or "")
+    results = (await stub.BatchReserveStock(_batch(("k", request_), ("good", _reserve("good", a=1))))).results
+    assert [v.field for v in results[0].failure.violations] == [field]
+    assert results[1].WhichOneof("outcome") == "response"
+    assert await _stock(stub, "a") == (100, 1)
+
+
+async def test_a_missing_key_a_list_too_long_or_empty_and_broken_text_are_refused(stub: InventoryServiceStub) -> None:
+    await _product(stub, "a", 100)
+    for call in (
+        stub.ReserveStock(_reserve("o", a=1)),
+        stub.BatchReserveStock(pb.BatchReserveStockRequest()),
+        stub.BatchReserveStock(_batch(*((f"k{n}", _reserve(f"o{n}", a=1)) for n in range(1001)))),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call
+        assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert await _stock(stub, "a") == (100, 0)
+
+
+async def test_bytes_that_are_no_text_are_invalid(services: Services) -> None:
+    process = services.start("inventory")
+    async with grpc.aio.insecure_channel(process.target) as channel:
+        raw = channel.unary_unary("/paymesh.inventory.v1.InventoryService/ReserveStock")
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await raw(b"\x0a\x02\xff\xfe", metadata=with_key("k"))
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -1,0 +1,77 @@
+"""A service as a real process that a test may kill and start again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+ROOT = Path(__file__).resolve().parent.parent
+READY_SECONDS = 30.0
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody uses at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class ServiceProcess:
+    """`python -m module` with an environment of its own; its output goes to `log`."""
+
+    def __init__(self, module: str, environment: dict[str, str], log: Path) -> None:
+        self._module = module
+        self._environment = environment
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self.target = next(value for key, value in environment.items() if key.endswith("_LISTEN"))
+
+    def start(self) -> None:
+        """Start and wait until the health service says SERVING."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PAYMESH_")} | self._environment
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", self._module], cwd=ROOT, env=environment, stdout=log, stderr=log
+            )
+        self._wait_until_ready()
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal and wait for the end."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+            self._process.wait(30)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the last start."""
+        assert self._process is not None
+        return self._process.pid
+
+    def log(self) -> str:
+        """What it has written so far."""
+        return self._log.read_text(errors="replace")
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        until = time.monotonic() + READY_SECONDS
+        with grpc.insecure_channel(self.target) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            while True:
+                if self._process.poll() is not None:
+                    raise AssertionError(f"{self._module} ended with {self._process.returncode}:\n{self.log()}")
+                try:
+                    answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=1, wait_for_ready=True)
+                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+                except grpc.RpcError:
+                    pass
+                if time.monotonic() > until:
+                    raise AssertionError(f"{self._module} was not ready in {READY_SECONDS:.0f} s:\n{self.log()}")
