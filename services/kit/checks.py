@@ -1,8 +1,8 @@
 """Checks of a request's fields that collect every fault before they complain.
 
-    checks = Checks()
-    checks.text("merchant_id", request.merchant_id, max_length=64)
-    checks.done()           # raises Invalid with all violations
+checks = Checks()
+checks.text("merchant_id", request.merchant_id, max_length=64)
+checks.done()           # raises Invalid with all violations
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class Checks:
         """Note a fault."""
         self.violations.append(Violation(field, description))
 
-    def text(self, field: str, value: str, *, max_length: int = ID_LENGTH_MAX, optional: bool = False) -> None:
+    def text(
+        self, field: str, value: str, *, max_length: int = ID_LENGTH_MAX, optional: bool = False
+    ) -> None:
         """A text of 1 (0 when optional) to `max_length` characters without NUL, which PostgreSQL cannot store."""
         if not value:
             if not optional:
@@ -66,7 +68,8 @@ def check_key(key: str) -> None:
     """An idempotency key: 1 to 255 printable ASCII characters. Raises Invalid."""
     if not key:
         raise Invalid.field(
-            "idempotency_key", "is required: metadata 'idempotency-key' on a single call, a field of each batch item"
+            "idempotency_key",
+            "is required: metadata 'idempotency-key' on a single call, a field of each batch item",
         )
     if len(key) > KEY_LENGTH_MAX or not key.isascii() or not key.isprintable():
         raise Invalid.field("idempotency_key", f"must be 1 to {KEY_LENGTH_MAX} printable ASCII characters")
@@ -77,5 +80,7 @@ def page_size(requested: int) -> int:
     if requested == 0:
         return PAGE_SIZE_DEFAULT
     if not 1 <= requested <= PAGE_SIZE_MAX:
-        raise Invalid.field("page_size", f"is {requested}; it must be from 1 to {PAGE_SIZE_MAX}, or 0 for the default")
+        raise Invalid.field(
+            "page_size", f"is {requested}; it must be from 1 to {PAGE_SIZE_MAX}, or 0 for the default"
+        )
     return requested

@@ -58,13 +58,17 @@ class Database:
         try:
             await self._pool.open(wait=True, timeout=timeout_seconds)
         except PoolTimeout as error:
-            raise Retryable("DATABASE_UNAVAILABLE", f"no connection within {timeout_seconds:.0f} s") from error
+            raise Retryable(
+                "DATABASE_UNAVAILABLE", f"no connection within {timeout_seconds:.0f} s"
+            ) from error
 
     async def close(self) -> None:
         """Give all connections back."""
         await self._pool.close()
 
-    async def transact(self, work: Callable[[Connection], Awaitable[T]], deadline: Deadline | None = None) -> T:
+    async def transact(
+        self, work: Callable[[Connection], Awaitable[T]], deadline: Deadline | None = None
+    ) -> T:
         """Run `work` in one transaction and return what it returns.
 
         Raises Unknown when the connection broke during COMMIT, Retryable when it broke before or the deadline is too
@@ -95,12 +99,15 @@ class Database:
                 yield connection
         except PoolTimeout as error:
             raise Overloaded(
-                "DATABASE_BUSY", "no database connection was free in time", retry_after_ms=UNAVAILABLE_RETRY_AFTER_MS
+                "DATABASE_BUSY",
+                "no database connection was free in time",
+                retry_after_ms=UNAVAILABLE_RETRY_AFTER_MS,
             ) from error
 
 
 async def _configure(connection: Connection) -> None:
-    # Sets vary in size from 1 to 1,000; a plan made for one must not be kept for the other.
+    # A set may hold one item or a thousand, and tables grow from nothing within seconds of a rush: a plan that was kept
+    # from a smaller day would join them the wrong way round.
     await connection.execute("SET plan_cache_mode = force_custom_plan")
 
 

@@ -1,7 +1,7 @@
 """The closed family of errors that a handler may raise or put into a command's outcome.
 
 A `Kind` says what the caller may conclude; retries and compensation are decided by it and never by a message.
-`services.kit.rpc.status` is the one table that maps the family to and from the wire.
+`services.kit.rpc.failures` is the one table that maps the family to and from the wire.
 """
 
 from __future__ import annotations
@@ -129,4 +129,6 @@ def key_reused(key: str) -> Refused:
 
 def undone_before_arrival() -> Refused:
     """The undo of this call came before the call itself, so the call must never take effect."""
-    return Refused("UNDONE_BEFORE_ARRIVAL", "this call was undone before it arrived; it had no effect and never will")
+    return Refused(
+        "UNDONE_BEFORE_ARRIVAL", "this call was undone before it arrived; it had no effect and never will"
+    )

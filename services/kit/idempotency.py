@@ -182,7 +182,9 @@ async def bar(tx: Connection, method: str, keys: Sequence[Identity], pack: Pack[
 
 async def _resources(tx: Connection, method: str, keys: Sequence[Identity]) -> dict[Identity, str]:
     cursor = await tx.execute(_FIND, _columns(method, keys), binary=True)
-    return {(merchant, caller, key): resource for merchant, caller, key, _, resource, _ in await cursor.fetchall()}
+    return {
+        (merchant, caller, key): resource for merchant, caller, key, _, resource, _ in await cursor.fetchall()
+    }
 
 
 def _columns(method: str, keys: Sequence[Identity]) -> dict[str, object]:
@@ -196,7 +198,9 @@ def _columns(method: str, keys: Sequence[Identity]) -> dict[str, object]:
 
 Work: TypeAlias = Callable[[Connection, list[Command[R]]], Awaitable[Sequence[Answer[M] | Failed]]]
 """Carries out fresh commands."""
-Beginning: TypeAlias = Callable[[Connection, list[Command[R]]], Awaitable[Sequence[Answer[M] | Failed | None]]]
+Beginning: TypeAlias = Callable[
+    [Connection, list[Command[R]]], Awaitable[Sequence[Answer[M] | Failed | None]]
+]
 """Carries out fresh commands; None for one whose outcome comes in a later transaction."""
 
 
@@ -235,7 +239,9 @@ async def begin_set(
         if claims.fresh:
             outcomes = await work(tx, claims.fresh)
             worked = {identity(c): outcome for c, outcome in zip(claims.fresh, outcomes, strict=True)}
-            await remember(tx, method, [(i, o) for i, o in worked.items() if o is not None and lasting(o)], pack)
+            await remember(
+                tx, method, [(i, o) for i, o in worked.items() if o is not None and lasting(o)], pack
+            )
             await _free(tx, method, [i for i, o in worked.items() if o is not None and not lasting(o)])
         results: list[Outcome[M] | None] = []
         for place, command in enumerate(commands):

@@ -51,8 +51,12 @@ async def migrate(dsn: str, package: str) -> list[str]:
                 checksum = hashlib.sha256(text.encode()).hexdigest()
                 if name not in applied:
                     await connection.execute(text.encode())
-                    await connection.execute("INSERT INTO schema_migrations VALUES (%s, %s)", (name, checksum))
+                    await connection.execute(
+                        "INSERT INTO schema_migrations VALUES (%s, %s)", (name, checksum)
+                    )
                     done.append(name)
                 elif applied[name] != checksum:
-                    raise MigrationEdited(f"{name} was edited after it had been applied; add a new migration instead")
+                    raise MigrationEdited(
+                        f"{name} was edited after it had been applied; add a new migration instead"
+                    )
             return done

@@ -4,7 +4,7 @@ happen and nothing that happened goes unannounced. A relay carries it to the oth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from google.protobuf.message import Message
 
@@ -17,8 +17,7 @@ SELECT * FROM unnest(%(merchants)b::text[], %(aggregates)b::text[], %(types)b::t
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Announcement:
+class Announcement(NamedTuple):
     """One event for other services. Its type on the wire is the full name of the message."""
 
     merchant_id: str

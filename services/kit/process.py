@@ -11,6 +11,7 @@ the background, things to close. SIGTERM and SIGINT drain: say NOT_SERVING, stop
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -79,7 +80,9 @@ async def _forever(name: str, loop: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(LOOP_RESTART_SECONDS)
 
 
-def run(name: str, config_type: type[C], wire: Callable[[Process, C], Awaitable[None]], package: str = "") -> None:
+def run(
+    name: str, config_type: type[C], wire: Callable[[Process, C], Awaitable[None]], package: str = ""
+) -> None:
     """Be the process `name` until told to stop. `package` holds the migrations; by default services.<name>."""
     config = load(config_type, name)
     logs.set_up(name, config.log_level)
@@ -91,6 +94,14 @@ def run(name: str, config_type: type[C], wire: Callable[[Process, C], Awaitable[
         sys.exit(1)
     finally:
         telemetry.shut_down()
+
+
+def _tame_the_collector() -> None:
+    """Nearly everything that a set leaves behind is freed by reference counts. The cycle collector's default of looking
+    through the young objects after every 700 costs a tenth of the throughput and finds next to nothing."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 async def _main(config: C, wire: Callable[[Process, C], Awaitable[None]], package: str) -> None:
@@ -106,4 +117,5 @@ async def _main(config: C, wire: Callable[[Process, C], Awaitable[None]], packag
     process = Process(database, Server(config.listen, concurrent_rpcs_max=config.concurrent_rpcs_max))
     process.closing(database.close)
     await wire(process, config)
+    _tame_the_collector()
     await process._live(stop, config.drain_seconds)

@@ -20,7 +20,12 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    SimpleSpanProcessor,
+    SpanExporter,
+    SpanExportResult,
+)
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -78,7 +83,9 @@ def shut_down() -> None:
 def start_call(name: str, headers: Mapping[str, str], kind: SpanKind) -> Span:
     """The span of one RPC, continuing the trace in `headers`; not recording when the trace is not sampled."""
     parent = _propagator.extract(headers) if "traceparent" in headers else otel_context.Context()
-    return _tracer().start_span(name, parent, kind=kind, attributes={"rpc.system.name": "grpc", "rpc.method": name})
+    return _tracer().start_span(
+        name, parent, kind=kind, attributes={"rpc.system.name": "grpc", "rpc.method": name}
+    )
 
 
 def start_item(name: str, traceparent: str, *, sample_root: bool = False) -> Span | None:
@@ -153,8 +160,8 @@ def _tracer() -> trace.Tracer:
 def _forced_root() -> trace.SpanContext:
     """A parent that says "sampled": the dice were thrown already, and cheaper than by the SDK."""
     return trace.SpanContext(
-        trace_id=random.getrandbits(128) or 1,  # noqa: S311 - an identifier
-        span_id=random.getrandbits(64) or 1,  # noqa: S311 - an identifier
+        trace_id=random.getrandbits(128) or 1,
+        span_id=random.getrandbits(64) or 1,
         is_remote=True,
         trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED),
     )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from paymesh.orchestrator.v1 import orchestrator_pb2_grpc
-
 from services.kit.process import Process, run
 from services.kit.rpc.client import open_channel
 from services.orchestrator.clients import Inventory, Participant, Payment, Shipping
 from services.orchestrator.config import OrchestratorConfig
 from services.orchestrator.ownership import Ownership
 from services.orchestrator.runner import Engine
-from services.orchestrator.service import NAME, OrchestratorService
+from services.orchestrator.service import CONTRACT, NAME, OrchestratorService
 
 
 async def wire(process: Process, config: OrchestratorConfig) -> None:
@@ -25,7 +24,7 @@ async def wire(process: Process, config: OrchestratorConfig) -> None:
         "authorize": Payment(channels[1]),
         "ship": Shipping(channels[2]),
     }
-    engine = Engine(process.database, participants, config.sagas_active_max)
+    engine = Engine(process.database, CONTRACT, participants, config.sagas_active_max)
     ownership = Ownership(process.database, engine, config)
     await ownership.join()
     process.closing(ownership.leave)

@@ -7,16 +7,16 @@ the keys make it safe to ask again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import grpc.aio
 from opentelemetry.trace import Span
+
 from paymesh.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from paymesh.payment.v1 import payment_pb2, payment_pb2_grpc
 from paymesh.shipping.v1 import shipping_pb2, shipping_pb2_grpc
-
 from services.kit.deadline import Deadline
 from services.kit.errors import Kind, PaymeshError
 from services.kit.rpc.client import call
@@ -25,8 +25,7 @@ from services.kit.telemetry import traceparent_of
 from services.orchestrator.domain import Outcome, Saga
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(NamedTuple):
     """A step of a saga that is due."""
 
     saga: Saga
@@ -45,14 +44,13 @@ class Due:
         return f"{self.saga.saga_id}/{self.step}/undo"
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """What a participant answered."""
 
     outcome: Outcome
     reason: str = ""
     message: str = ""
-    facts: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = MappingProxyType({})
     retry_after_ms: int = 0
 
 
@@ -148,7 +146,9 @@ async def _ask(method: Any, request: Any, due: Sequence[Due], deadline: Deadline
     except PaymeshError as error:
         return [_failed(error)] * len(due)
     return [
-        read(result.response) if result.WhichOneof("outcome") == "response" else _failed(from_failure(result.failure))
+        read(result.response)
+        if result.WhichOneof("outcome") == "response"
+        else _failed(from_failure(result.failure))
         for result in response.results
     ]
 

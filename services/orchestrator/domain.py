@@ -14,8 +14,11 @@ that is refused or runs out of attempts parks the saga for a person; the other u
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
+from types import MappingProxyType
+from typing import NamedTuple
 
 from services.kit.backoff import Backoff
 
@@ -81,20 +84,22 @@ class StepPlan:
     """Deadline of one attempt, either way."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """A kind of saga."""
 
     kind: str
     steps: tuple[StepPlan, ...]
 
-    def step(self, name: str) -> StepPlan:
-        """The step called `name`."""
-        return next(step for step in self.steps if step.name == name)
+    @cached_property
+    def by_name(self) -> dict[str, StepPlan]:
+        """The steps by their names."""
+        return {step.name: step for step in self.steps}
 
-    def followers(self, name: str) -> list[str]:
-        """Steps that come directly after `name`."""
-        return [step.name for step in self.steps if name in step.after]
+    @cached_property
+    def followers(self) -> dict[str, list[str]]:
+        """The steps that come directly after a step, by its name."""
+        return {name: [step.name for step in self.steps if name in step.after] for name in self.by_name}
 
 
 _DO = Backoff(first_ms=100, factor=2, max_ms=5_000, attempts_max=14)
@@ -115,8 +120,7 @@ PLACE = Plan(
 PLANS: Mapping[str, Plan] = {PLACE.kind: PLACE}
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One attempt at a step; times in milliseconds since 1970."""
 
     step: str
@@ -132,19 +136,20 @@ class Attempt:
     """The least that the callee asked us to wait."""
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+_NO_FACTS: Mapping[str, str] = MappingProxyType({})
+
+
+class Progress(NamedTuple):
     """How far one step of one saga is."""
 
     state: StepState = StepState.PENDING
     attempts: int = 0
     """In the present direction."""
-    facts: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = _NO_FACTS
     """What the do answered, for example the identifier of what it made."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(NamedTuple):
     """Why a saga turned back or was parked."""
 
     step: str
@@ -152,8 +157,7 @@ class Reason:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Saga:
+class Saga(NamedTuple):
     """A saga under way."""
 
     merchant_id: str
@@ -173,8 +177,7 @@ class Saga:
         return (self.merchant_id, self.saga_id)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """Take a step, or its undo, now."""
 
     step: str
@@ -209,6 +212,7 @@ class Park:
 
 Decision = Call | Wait | Turn | Finish | Park
 
+_FAILED = (StepState.REFUSED, StepState.GIVEN_UP)
 _UNDER_WAY = (StepState.CALLING, StepState.UNDOING)
 _TO_UNDO = (StepState.DONE, StepState.GIVEN_UP)
 _SETTLED_BEHIND = (StepState.PENDING, StepState.REFUSED, StepState.UNDONE, StepState.STUCK)
@@ -231,23 +235,31 @@ def next_step(saga: Saga) -> Decision:
 
 def _forward(saga: Saga) -> Decision:
     steps = saga.steps
-    if all(progress.state is StepState.DONE for progress in steps.values()):
-        return Finish(State.COMPLETED)
-    failed = next((n for n, p in steps.items() if p.state in (StepState.REFUSED, StepState.GIVEN_UP)), None)
-    if failed is not None:
-        return Turn(_last_reason(saga, failed))
+    all_done = True
+    startable: str | None = None
     for step in PLANS[saga.kind].steps:
-        if steps[step.name].state is StepState.PENDING and all(
-            steps[name].state is StepState.DONE for name in step.after
-        ):
-            return Call(step.name, Direction.DO)
-    return Wait()
+        state = steps[step.name].state
+        if state in _FAILED:
+            return Turn(_last_reason(saga, step.name))
+        if state is not StepState.DONE:
+            all_done = False
+            if state is StepState.PENDING and startable is None and _all_done(steps, step.after):
+                startable = step.name
+    if startable is not None:
+        return Call(startable, Direction.DO)
+    return Finish(State.COMPLETED) if all_done else Wait()
+
+
+def _all_done(steps: Mapping[str, Progress], names: tuple[str, ...]) -> bool:
+    return all(steps[name].state is StepState.DONE for name in names)
 
 
 def _backward(saga: Saga) -> Decision:
     steps, plan = saga.steps, PLANS[saga.kind]
     for name, progress in steps.items():
-        if progress.state in _TO_UNDO and all(steps[f].state in _SETTLED_BEHIND for f in plan.followers(name)):
+        if progress.state in _TO_UNDO and all(
+            steps[f].state in _SETTLED_BEHIND for f in plan.followers[name]
+        ):
             return Call(name, Direction.UNDO)
     if any(progress.state in _UNDER_WAY for progress in steps.values()):
         return Wait()
@@ -257,66 +269,76 @@ def _backward(saga: Saga) -> Decision:
 
 def _last_reason(saga: Saga, step: str) -> Reason:
     last = next((a for a in reversed(saga.history) if a.step == step), None)
-    return Reason(step, last.reason, last.message) if last else Reason(step, "UNKNOWN", "no attempt was recorded")
+    return (
+        Reason(step, last.reason, last.message)
+        if last
+        else Reason(step, "UNKNOWN", "no attempt was recorded")
+    )
 
 
 def calling(saga: Saga, call: Call) -> Saga:
     """The saga with the step under way."""
     state = StepState.CALLING if call.direction is Direction.DO else StepState.UNDOING
-    return _with(saga, call.step, replace(saga.steps[call.step], state=state, attempts=0))
+    return _with(saga, call.step, Progress(state, 0, saga.steps[call.step].facts))
 
 
 def turned(saga: Saga, turn: Turn) -> Saga:
     """The saga on its way back. What is still being called may come to be done: it is waited for, then undone."""
-    return replace(saga, state=State.COMPENSATING, reason=turn.reason)
+    return saga._replace(state=State.COMPENSATING, reason=turn.reason)
 
 
 def ended(saga: Saga, end: Finish | Park, now_ms: int) -> Saga:
     """The saga at its end."""
     if isinstance(end, Park):
-        return replace(saga, state=State.PARKED, reason=end.reason, ended_at_ms=now_ms)
-    return replace(saga, state=end.state, ended_at_ms=now_ms)
+        return saga._replace(state=State.PARKED, reason=end.reason, ended_at_ms=now_ms)
+    return saga._replace(state=end.state, ended_at_ms=now_ms)
 
 
 def attempted(saga: Saga, attempt: Attempt) -> tuple[Saga, int | None]:
     """The saga after an attempt, and how many milliseconds to wait before the next attempt at the same step; None when
     there is none."""
     before = saga.steps[attempt.step]
-    plan = PLANS[saga.kind].step(attempt.step)
+    plan = PLANS[saga.kind].by_name[attempt.step]
     forth = attempt.direction is Direction.DO
     policy = plan.do if forth else plan.undo
     number = before.attempts + 1
-    saga = replace(saga, history=(*saga.history, attempt))
+    wait_ms: int | None = None
     match attempt.outcome:
         case Outcome.DONE:
-            facts = {**before.facts, **attempt.facts} if forth else before.facts
-            state = StepState.DONE if forth else StepState.UNDONE
-            return _with(saga, attempt.step, Progress(state, number, facts)), None
+            after = Progress(
+                StepState.DONE if forth else StepState.UNDONE,
+                number,
+                {**before.facts, **attempt.facts} if forth else before.facts,
+            )
         case Outcome.REFUSED:
-            state = StepState.REFUSED if forth else StepState.STUCK
-            facts = {**before.facts, **attempt.facts}
-            return _with(saga, attempt.step, Progress(state, number, facts)), None
-    # Once the saga has turned back there is no point in trying on: what may have been done is undone.
-    turned_back = forth and saga.state is State.COMPENSATING
-    if policy.exhausted(number) or turned_back:
-        state = StepState.GIVEN_UP if forth else StepState.STUCK
-        return _with(saga, attempt.step, Progress(state, number, before.facts)), None
-    wait_ms = max(policy.delay_ms(number), attempt.retry_after_ms)
-    return _with(saga, attempt.step, replace(before, attempts=number)), wait_ms
+            after = Progress(
+                StepState.REFUSED if forth else StepState.STUCK, number, {**before.facts, **attempt.facts}
+            )
+        case _:
+            # Once the saga has turned back there is no point in trying on: what may have been done is undone.
+            turned_back = forth and saga.state is State.COMPENSATING
+            if policy.exhausted(number) or turned_back:
+                after = Progress(StepState.GIVEN_UP if forth else StepState.STUCK, number, before.facts)
+            else:
+                after = Progress(before.state, number, before.facts)
+                wait_ms = max(policy.delay_ms(number), attempt.retry_after_ms)
+    steps = {**saga.steps, attempt.step: after}
+    return saga._replace(steps=steps, history=(*saga.history, attempt)), wait_ms
 
 
 def resumed(saga: Saga) -> Saga:
     """A saga as its new owner begins with it. Forward, everything is sent again: the keys make repeats harmless. Back,
     what was being called may have been done and is undone; what was being undone is undone again."""
     steps: dict[str, Progress] = {}
-    for name, progress in saga.steps.items():
+    for name in PLANS[saga.kind].by_name:
+        progress = saga.steps.get(name, Progress())  # a saga that was never saved since its start has none
         if progress.state is StepState.CALLING:
             again = StepState.PENDING if saga.state is State.RUNNING else StepState.GIVEN_UP
-            progress = replace(progress, state=again, attempts=0)
+            progress = progress._replace(state=again, attempts=0)
         elif progress.state is StepState.UNDOING:
-            progress = replace(progress, state=StepState.GIVEN_UP, attempts=0)
+            progress = progress._replace(state=StepState.GIVEN_UP, attempts=0)
         steps[name] = progress
-    return replace(saga, steps=steps)
+    return saga._replace(steps=steps)
 
 
 def facts(saga: Saga) -> dict[str, str]:
@@ -330,7 +352,7 @@ def attempt_number(saga: Saga, step: str) -> int:
 
 
 def _with(saga: Saga, step: str, progress: Progress) -> Saga:
-    return replace(saga, steps={**saga.steps, step: progress})
+    return saga._replace(steps={**saga.steps, step: progress})
 
 
 def order_id_of(saga_id: str) -> str:
@@ -341,4 +363,3 @@ def order_id_of(saga_id: str) -> str:
 def saga_id_of(order_id: str) -> str:
     """The saga that places an order bears the same number."""
     return "saga_" + order_id.removeprefix("ord_")
-

@@ -18,7 +18,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 SET_SIZE_MAX = 256
-LOOPS = 2
+LOOPS = 1
 """Two sets under way keep both us and the participant busy."""
 RETRY_SECONDS = 0.5
 """Pause before a set that failed as a whole (a database that is away, a defect) is tried again."""

@@ -13,7 +13,6 @@ import logging
 import socket
 
 from opentelemetry.trace import Span
-from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.kit import telemetry
 from services.kit.db import Connection, Database
@@ -36,7 +35,9 @@ class Ownership:
 
     async def join(self) -> None:
         """Take an epoch."""
-        self.epoch = await store.insert_instance(self._database, socket.gethostname(), self._config.lease_seconds)
+        self.epoch = await store.insert_instance(
+            self._database, socket.gethostname(), self._config.lease_seconds
+        )
         log.info("owner epoch %d", self.epoch)
 
     async def leave(self) -> None:
@@ -68,17 +69,18 @@ class Ownership:
 
         orphans = await self._database.transact(work)
         for orphan in orphans:
-            self._engine.drive(_running(orphan, epoch))
+            self._engine.drive(_running(self._engine, orphan, epoch))
         if orphans:
             log.warning("took over %d sagas", len(orphans))
         return len(orphans)
 
 
-def _running(stored: StoredSaga, epoch: int) -> Running:
+def _running(engine: Engine, stored: StoredSaga, epoch: int) -> Running:
     saga = domain.resumed(stored.saga)
-    order = pb.PlaceOrderRequest.FromString(stored.input)
     span: Span | None = telemetry.resume(
-        stored.traceparent, f"saga {saga.kind} (taken over)", {"saga.id": saga.saga_id, "saga.owner_epoch": epoch}
+        stored.traceparent,
+        f"saga {saga.kind} (taken over)",
+        {"saga.id": saga.saga_id, "saga.owner_epoch": epoch},
     )
     ended = asyncio.get_running_loop().create_future()
-    return Running(saga, order, stored.caller, stored.key, epoch, span, ended)
+    return Running(saga, engine.read(stored.input), stored.caller, stored.key, epoch, span, ended)

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Generic
 
+from google.protobuf.message import Message
 from opentelemetry.trace import Span
-from paymesh.orchestrator.v1 import events_pb2
-from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 
 from services.kit import telemetry
 from services.kit.clock import now_ms
@@ -30,25 +30,28 @@ from services.kit.errors import InProgress
 from services.kit.idempotency import remember
 from services.kit.outbox import Announcement, announce
 from services.kit.rpc.stored import Pack
-from services.kit.sets import Answer, Failed
+from services.kit.sets import Answer, Failed, M
 from services.orchestrator import domain, store
 from services.orchestrator.clients import Due, Participant, Result
 from services.orchestrator.domain import Attempt, Call, Direction, Outcome, Saga, SagaKey, State, Turn, Wait
 from services.orchestrator.lane import Lane
-from services.orchestrator.render import order_message
 
 log = logging.getLogger(__name__)
 
-METHOD = "PlaceOrder"
-PACK = Pack(pb.PlaceOrderResponse)
 
-OrderOutcome = Answer[pb.PlaceOrderResponse] | Failed
+@dataclass(frozen=True, slots=True)
+class Contract(Generic[M]):
+    """What the engine has to know of the wire: it carries requests and answers without looking into them."""
 
-_EVENTS = {
-    State.COMPLETED: events_pb2.OrderPlaced,
-    State.COMPENSATED: events_pb2.OrderCompensated,
-    State.PARKED: events_pb2.OrderParked,
-}
+    method: str
+    """Of the RPC that begins a saga; scope of its idempotency keys."""
+    pack: Pack[M]
+    read: Callable[[bytes], Any]
+    """The request as it is stored with the saga."""
+    answer: Callable[[Saga, Any], Answer[M]]
+    """What the caller is told at the end; takes the request."""
+    event: Callable[[Saga, M], Message]
+    """What is announced at the end."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,12 +59,13 @@ class Running:
     """A saga that this orchestrator drives."""
 
     saga: Saga
-    order: pb.PlaceOrderRequest
+    request: Any
+    """What it was begun with."""
     caller: str
     key: str
     epoch: int
     span: Span | None
-    ended: asyncio.Future[OrderOutcome]
+    ended: asyncio.Future[Answer[Any] | Failed]
     saving: bool = False
     """A decision is being made durable; nothing new is begun until it is."""
     abandoned: bool = False
@@ -72,8 +76,15 @@ class Running:
 class Engine:
     """Holds the sagas under way and the lanes that move them."""
 
-    def __init__(self, database: Database, participants: Mapping[str, Participant], active_max: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        contract: Contract[Any],
+        participants: Mapping[str, Participant],
+        active_max: int,
+    ) -> None:
         self._database = database
+        self._contract = contract
         self._participants = participants
         self._active_max = active_max
         self._active: dict[SagaKey, Running] = {}
@@ -87,6 +98,10 @@ class Engine:
     def lanes(self) -> Iterable[Lane[Running]]:
         """All lanes, to be run in the background."""
         return (self._saves, *self._lanes.values())
+
+    def read(self, stored: bytes) -> Any:
+        """The request that is stored with a saga."""
+        return self._contract.read(stored)
 
     @property
     def full(self) -> bool:
@@ -141,7 +156,7 @@ class Engine:
         if not wave:
             return
         started_at_ms = now_ms()
-        due = [Due(r.saga, r.order, step, _step_span(r, step, direction)) for r in wave]
+        due = [Due(r.saga, r.request, step, _step_span(r, step, direction)) for r in wave]
         participant = self._participants[step]
         ask = participant.do if direction is Direction.DO else participant.undo
         results = await ask(due, Deadline.after(seconds))
@@ -165,8 +180,10 @@ class Engine:
             if not running.abandoned:
                 by_epoch.setdefault(running.epoch, []).append(running)
         for epoch, group in by_epoch.items():
-            ends = {r.saga.saga_id: _end(r) for r in group if r.saga.state.ended}
-            owned = await self._database.transact(_saving(group, epoch, ends))
+            ends = {
+                r.saga.saga_id: self._contract.answer(r.saga, r.request) for r in group if r.saga.state.ended
+            }
+            owned = await self._write(group, epoch, ends)
             for running in group:
                 if running.saga.saga_id not in owned:
                     log.warning("saga %s has another owner now", running.saga.saga_id)
@@ -177,7 +194,34 @@ class Engine:
                     running.saving = False
                     self._advance(running)
 
-    def _finish(self, running: Running, answer: Answer[pb.PlaceOrderResponse]) -> None:
+    async def _write(self, group: Sequence[Running], epoch: int, ends: Mapping[str, Answer[Any]]) -> set[str]:
+        """One transaction; returns the ids of the sagas that are still ours."""
+        contract = self._contract
+
+        async def work(tx: Connection) -> set[str]:
+            owned = await store.save_sagas(tx, [r.saga for r in group], epoch)
+            ended = [
+                (r, ends[r.saga.saga_id]) for r in group if r.saga.saga_id in owned and r.saga.saga_id in ends
+            ]
+            await announce(
+                tx,
+                [
+                    Announcement(
+                        r.saga.merchant_id,
+                        r.saga.order_id,
+                        contract.event(r.saga, answer.message),
+                        telemetry.traceparent_of(r.span),
+                    )
+                    for r, answer in ended
+                ],
+            )
+            keys = [((r.saga.merchant_id, r.caller, r.key), answer) for r, answer in ended]
+            await remember(tx, contract.method, keys, contract.pack)
+            return owned
+
+        return await self._database.transact(work)
+
+    def _finish(self, running: Running, answer: Answer[Any]) -> None:
         del self._active[running.saga.key]
         failed = running.saga.state is not State.COMPLETED
         telemetry.end(running.span, running.saga.state, failed=failed)
@@ -204,35 +248,6 @@ def still_under_way(order_id: str) -> InProgress:
         facts={"order_id": order_id},
         retry_after_ms=200,
     )
-
-
-def _saving(
-    group: Sequence[Running], epoch: int, ends: Mapping[str, Answer[pb.PlaceOrderResponse]]
-) -> Callable[[Connection], Awaitable[set[str]]]:
-    async def work(tx: Connection) -> set[str]:
-        owned = await store.save_sagas(tx, [r.saga for r in group], epoch)
-        ended = [r for r in group if r.saga.saga_id in owned and r.saga.saga_id in ends]
-        await announce(
-            tx,
-            [
-                Announcement(
-                    r.saga.merchant_id,
-                    r.saga.order_id,
-                    _EVENTS[r.saga.state](order=ends[r.saga.saga_id].message.order),
-                    telemetry.traceparent_of(r.span),
-                )
-                for r in ended
-            ],
-        )
-        answers = [((r.saga.merchant_id, r.caller, r.key), ends[r.saga.saga_id]) for r in ended]
-        await remember(tx, METHOD, answers, PACK)
-        return owned
-
-    return work
-
-
-def _end(running: Running) -> Answer[pb.PlaceOrderResponse]:
-    return Answer(pb.PlaceOrderResponse(order=order_message(running.saga, running.order)))
 
 
 def _step_span(running: Running, step: str, direction: Direction) -> Span | None:
@@ -270,4 +285,3 @@ def _notify(running: Running) -> None:
     for watcher in watchers:
         if not watcher.done():
             watcher.set_result(None)
-

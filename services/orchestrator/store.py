@@ -189,7 +189,9 @@ async def take_over(tx: Connection, epoch: int, limit: int) -> list[StoredSaga]:
 
 
 def _dump_steps(saga: Saga) -> str:
-    return orjson.dumps({name: [p.state.value, p.attempts, p.facts] for name, p in saga.steps.items()}).decode()
+    return orjson.dumps(
+        {name: [p.state.value, p.attempts, p.facts] for name, p in saga.steps.items()}
+    ).decode()
 
 
 def _dump_history(saga: Saga) -> str:
@@ -225,7 +227,10 @@ def _stored(row: Row) -> StoredSaga:
         order_id=row[2],
         kind=row[3],
         state=State(row[4]),
-        steps={n: Progress(StepState(state), attempts, facts) for n, (state, attempts, facts) in _load(row[5]).items()},
+        steps={
+            n: Progress(StepState(state), attempts, facts)
+            for n, (state, attempts, facts) in _load(row[5]).items()
+        },
         history=tuple(_attempt(a) for a in _load(row[6])),
         reason=Reason(**_load(row[7])) if row[7] else None,
         created_at_ms=row[8],

@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 import grpc.aio
 from opentelemetry.trace import Span, SpanKind
-from paymesh.channel import open_channel
 
+from paymesh.channel import open_channel
 from services.kit import telemetry
 from services.kit.deadline import Deadline
 from services.kit.errors import Retryable
@@ -41,7 +41,9 @@ async def call(
         kind=SpanKind.CLIENT,
         links=traced[1:],
     )
-    headers = [*metadata, ("traceparent", telemetry.traceparent_of(span))] if span is not None else list(metadata)
+    headers = (
+        [*metadata, ("traceparent", telemetry.traceparent_of(span))] if span is not None else list(metadata)
+    )
     try:
         response = await method(request, timeout=remaining, metadata=headers or None)
     except grpc.aio.AioRpcError as error:

@@ -70,7 +70,9 @@ def to_failure(error: PaymeshError) -> failure_pb2.Failure:
         kind=_KINDS[error.kind],
         reason=error.reason,
         message=error.message,
-        violations=[failure_pb2.FieldViolation(field=v.field, description=v.description) for v in error.violations],
+        violations=[
+            failure_pb2.FieldViolation(field=v.field, description=v.description) for v in error.violations
+        ],
         facts=error.facts,
     )
     if error.retry_after_ms is not None:
@@ -95,7 +97,10 @@ def to_status(error: PaymeshError) -> grpc.Status:
     """The error as the status of a single call."""
     code = next(_CODES[cls] for cls in type(error).__mro__ if cls in _CODES)
     failure = to_failure(error)
-    details = [failure, error_details_pb2.ErrorInfo(reason=error.reason, domain=_DOMAIN, metadata=error.facts)]
+    details = [
+        failure,
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=_DOMAIN, metadata=error.facts),
+    ]
     if error.retry_after_ms is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=failure.retry_after))
     if error.violations:

@@ -20,7 +20,7 @@ from services.kit import metrics, telemetry
 from services.kit.checks import check_key
 from services.kit.coalescer import Coalescer, Limits
 from services.kit.deadline import Deadline
-from services.kit.errors import Invalid, InProgress, Overloaded, PaymeshError
+from services.kit.errors import InProgress, Invalid, Overloaded, PaymeshError
 from services.kit.idempotency import IN_PROGRESS_RETRY_AFTER_MS
 from services.kit.ids import new_id
 from services.kit.rpc.failures import as_error, to_failure
@@ -91,7 +91,9 @@ class SetMethod(Generic[R, M]):
                 outcomes[place] = Failed(error)
                 telemetry.end(span, error.reason, failed=True)
         if commands:
-            for place, outcome in zip(places, await self._outcomes(commands, self._deadline(context)), strict=True):
+            for place, outcome in zip(
+                places, await self._outcomes(commands, self._deadline(context)), strict=True
+            ):
                 outcomes[place] = outcome
         for command, place in zip(commands, places, strict=True):
             if command.span is not None:

@@ -112,7 +112,9 @@ class _Observation:
 
     async def __aenter__(self) -> _Observation:
         self._started = time.perf_counter()
-        headers = {key: value for key, value in self._context.invocation_metadata() or () if isinstance(value, str)}
+        headers = {
+            key: value for key, value in self._context.invocation_metadata() or () if isinstance(value, str)
+        }
         self._span = telemetry.start_call(self._name, headers, SpanKind.SERVER)
         self._scope = trace.use_span(self._span, record_exception=False, set_status_on_exception=False)
         self._scope.__enter__()
@@ -128,7 +130,7 @@ class _Observation:
         if error is None:
             self._ended("OK")
             telemetry.end(self._span)
-        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit | grpc.aio.AbortError):
             self._ended("CANCELLED")
             telemetry.end(self._span, "CANCELLED", failed=True)
         else:
@@ -167,7 +169,11 @@ class Server:
     async def start(self) -> int:
         """Bind, serve and say SERVING. Returns the port."""
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+        names = (
+            *self._names,
+            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+            reflection.SERVICE_NAME,
+        )
         reflection.enable_server_reflection(names, self._server)
         port = self._server.add_insecure_port(self._listen)
         await self._server.start()

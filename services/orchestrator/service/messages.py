@@ -1,13 +1,16 @@
-"""Orders and sagas on the wire."""
+"""Orders and sagas on the wire, and what the engine has to know of it."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from paymesh.orchestrator.v1 import events_pb2
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
-
+from services.kit.rpc.stored import Pack
+from services.kit.sets import Answer
 from services.orchestrator import domain
 from services.orchestrator.domain import Attempt, Direction, Outcome, Reason, Saga, State
+from services.orchestrator.runner import Contract
 
 STATES = {
     State.RUNNING: pb.SAGA_STATE_RUNNING,
@@ -83,3 +86,18 @@ def _attempt(attempt: Attempt) -> pb.Attempt:
     message.started_at.FromMilliseconds(attempt.started_at_ms)
     message.ended_at.FromMilliseconds(attempt.ended_at_ms)
     return message
+
+
+_EVENTS = {
+    State.COMPLETED: events_pb2.OrderPlaced,
+    State.COMPENSATED: events_pb2.OrderCompensated,
+    State.PARKED: events_pb2.OrderParked,
+}
+
+CONTRACT: Contract[pb.PlaceOrderResponse] = Contract(
+    method="PlaceOrder",
+    pack=Pack(pb.PlaceOrderResponse),
+    read=pb.PlaceOrderRequest.FromString,
+    answer=lambda saga, request: Answer(pb.PlaceOrderResponse(order=order_message(saga, request))),
+    event=lambda saga, answer: _EVENTS[saga.state](order=answer.order),
+)

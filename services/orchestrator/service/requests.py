@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
-
 from services.kit.checks import Checks
 
 LINES_MAX = 1_000

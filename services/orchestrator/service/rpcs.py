@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
-
 from services.kit import telemetry
 from services.kit.checks import Checks, page_size
 from services.kit.clock import now_ms
@@ -20,9 +19,9 @@ from services.kit.sets import Answer, Command, Failed, Pending
 from services.orchestrator import domain, store
 from services.orchestrator.domain import Saga, SagaKey
 from services.orchestrator.ownership import Ownership
-from services.orchestrator.render import STATES, order_message, saga_message
-from services.orchestrator.requests import parse_order
-from services.orchestrator.runner import METHOD, PACK, Engine, Running, still_under_way
+from services.orchestrator.runner import Engine, Running, still_under_way
+from services.orchestrator.service.messages import CONTRACT, STATES, order_message, saga_message
+from services.orchestrator.service.requests import parse_order
 from services.orchestrator.store import StoredSaga
 
 NAME = "paymesh.orchestrator.v1.OrchestratorService"
@@ -42,7 +41,7 @@ class OrchestratorService:
         self._engine = engine
         self._ownership = ownership
         place = SetMethod(
-            f"{NAME}/{METHOD}",
+            f"{NAME}/{CONTRACT.method}",
             parse=parse_order,
             handle=self._place,
             batch_response=pb.BatchPlaceOrdersResponse,
@@ -58,7 +57,9 @@ class OrchestratorService:
         """Make the start of each saga durable, then hand it to the engine; the answer comes when it has ended."""
         if self._engine.full:
             error = Overloaded(
-                "OVERLOADED", "too many orders are under way; try again later", retry_after_ms=FULL_RETRY_AFTER_MS
+                "OVERLOADED",
+                "too many orders are under way; try again later",
+                retry_after_ms=FULL_RETRY_AFTER_MS,
             )
             return [Failed(error)] * len(commands)
         epoch = self._ownership.epoch
@@ -70,16 +71,16 @@ class OrchestratorService:
             begun.clear()  # the transaction may be tried again
             sagas = [_running(command, epoch) for command in fresh]
             stored = [_stored(running) for running in sagas]
-            accepted = await store.insert_sagas(tx, stored, [r.order.order_reference for r in sagas])
+            accepted = await store.insert_sagas(tx, stored, [r.request.order_reference for r in sagas])
             begun.update(
                 (identity(c), r) for c, r in zip(fresh, sagas, strict=True) if r.saga.saga_id in accepted
             )
             return [
-                None if r.saga.saga_id in accepted else Failed(_reference_exists(r.order.order_reference))
+                None if r.saga.saga_id in accepted else Failed(_reference_exists(r.request.order_reference))
                 for r in sagas
             ]
 
-        outcomes = await begin_set(self._database, METHOD, commands, begin, PACK, deadline)
+        outcomes = await begin_set(self._database, CONTRACT.method, commands, begin, CONTRACT.pack, deadline)
         for running in begun.values():
             self._engine.drive(running)
         return [
@@ -100,7 +101,9 @@ class OrchestratorService:
         return Failed(still_under_way(domain.order_id_of(saga_id)))
 
     async def GetOrder(self, request: pb.GetOrderRequest, context: Any) -> pb.GetOrderResponse:
-        saga, order, epoch = await self._find(_order_key(request.merchant_id, request.order_id), request.order_id)
+        saga, order, epoch = await self._find(
+            _order_key(request.merchant_id, request.order_id), request.order_id
+        )
         return pb.GetOrderResponse(order=order_message(saga, order), saga=saga_message(saga, epoch))
 
     async def WatchOrder(
@@ -138,7 +141,9 @@ class OrchestratorService:
         checks.done()
         size = page_size(request.page_size)
         states = [by_number[number] for number in request.states]
-        page = await store.list_sagas(self._database, request.merchant_id, states, request.page_token, size + 1)
+        page = await store.list_sagas(
+            self._database, request.merchant_id, states, request.page_token, size + 1
+        )
         more = page[size - 1].saga.saga_id if len(page) > size else ""
         sagas = [saga_message(s.saga, s.owner_epoch, history=False) for s in page[:size]]
         return pb.ListSagasResponse(sagas=sagas, next_page_token=more)
@@ -147,10 +152,12 @@ class OrchestratorService:
         """The saga from memory if it is driven here, for that is ahead of the row."""
         running = self._engine.running(key)
         if running is not None:
-            return running.saga, running.order, running.epoch
+            return running.saga, running.request, running.epoch
         stored = await store.find_saga(self._database, key)
         if stored is None:
-            raise NotFound("UNKNOWN_ORDER" if name.startswith("ord_") else "UNKNOWN_SAGA", f"there is no {name!r}")
+            raise NotFound(
+                "UNKNOWN_ORDER" if name.startswith("ord_") else "UNKNOWN_SAGA", f"there is no {name!r}"
+            )
         return stored.saga, pb.PlaceOrderRequest.FromString(stored.input), stored.owner_epoch
 
 
@@ -158,7 +165,9 @@ def _running(command: Command[pb.PlaceOrderRequest], epoch: int) -> Running:
     saga_id = command.resource_id
     order_id = domain.order_id_of(saga_id)
     saga = domain.begin(domain.PLACE, command.merchant_id, saga_id, order_id, now_ms())
-    span = telemetry.start_child(command.span, f"saga {saga.kind}", {"saga.id": saga_id, "saga.order_id": order_id})
+    span = telemetry.start_child(
+        command.span, f"saga {saga.kind}", {"saga.id": saga_id, "saga.order_id": order_id}
+    )
     ended = asyncio.get_running_loop().create_future()
     return Running(saga, command.request, command.caller, command.key, epoch, span, ended)
 
@@ -166,7 +175,7 @@ def _running(command: Command[pb.PlaceOrderRequest], epoch: int) -> Running:
 def _stored(running: Running) -> StoredSaga:
     return StoredSaga(
         running.saga,
-        running.order.SerializeToString(),
+        running.request.SerializeToString(),
         running.caller,
         running.key,
         telemetry.traceparent_of(running.span),
@@ -175,7 +184,9 @@ def _stored(running: Running) -> StoredSaga:
 
 
 def _reference_exists(reference: str) -> Refused:
-    return Refused("ORDER_REFERENCE_EXISTS", f"another order is called {reference!r}", facts={"reference": reference})
+    return Refused(
+        "ORDER_REFERENCE_EXISTS", f"another order is called {reference!r}", facts={"reference": reference}
+    )
 
 
 def _order_key(merchant_id: str, order_id: str) -> SagaKey:
