@@ -1,0 +1,1 @@
+"""Judges payments before they are authorized, by rules that are data."""
