@@ -178,8 +178,8 @@ def end(
     keys: Sequence[tuple[str, str]],
     decide: Callable[[Reservation], Reservation | PaymeshError],
 ) -> tuple[list[Reservation | PaymeshError | None], list[Reservation]]:
-    """Decide `release` or `commit` for (merchant, reservation id) `keys`, in order. Returns a decision per key (None for a
-    reservation that does not exist) and the reservations that changed, each once."""
+    """Decide `release` or `commit` for (merchant, reservation id) `keys`, in order. Returns a decision per key (None for
+    a reservation that does not exist) and the reservations that changed, each once."""
     current = dict(reservations)
     decisions: list[Reservation | PaymeshError | None] = []
     changed: dict[tuple[str, str], Reservation] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paymesh.inventory.v1 import events_pb2
@@ -14,7 +14,7 @@ from services.kit.clock import now_ms
 from services.kit.db import Connection, Database
 from services.kit.deadline import Deadline
 from services.kit.errors import NotFound
-from services.kit.idempotency import bar, run_set
+from services.kit.idempotency import Identity, bar, run_set
 from services.kit.outbox import Announcement, announce
 from services.kit.rpc.method import SetMethod
 from services.kit.rpc.stored import Pack
@@ -72,6 +72,12 @@ class InventoryService:
         self.ReserveStock, self.BatchReserveStock = reserve.single, reserve.batch
         self.ReleaseStock, self.BatchReleaseStock = release.single, release.batch
         self.CommitStock, self.BatchCommitStock = commit.single, commit.batch
+        self._methods = (create, add, reserve, release, commit)
+
+    async def drain(self) -> None:
+        """Wait until everything accepted has been carried out."""
+        for method in self._methods:
+            await method.drain()
 
     async def _create(
         self, commands: Sequence[Command[NewProduct]], deadline: Deadline
@@ -286,10 +292,16 @@ def _commit(request: pb.CommitStockRequest) -> End:
     return End(request.merchant_id, request.reservation_id)
 
 
-def _do_key(command: Command[End]) -> tuple[str, str, str]:
+def _do_key(command: Command[End]) -> Identity:
     """Identity of the ReserveStock that the command undoes."""
     target = command.request.target
     return (command.merchant_id, command.caller, target.reserve_key if isinstance(target, ByKey) else "")
+
+
+def _reservation_id(command: Command[End], arrived: Mapping[Identity, str]) -> str:
+    """The reservation that the command is about; "" when it is named by a key that has not arrived."""
+    target = command.request.target
+    return arrived.get(_do_key(command), "") if isinstance(target, ByKey) else target
 
 
 def _product(product: Product) -> pb.Product:

@@ -7,7 +7,6 @@ the keys make it safe to ask again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import grpc.aio
@@ -50,7 +49,7 @@ class Result(NamedTuple):
     outcome: Outcome
     reason: str = ""
     message: str = ""
-    facts: Mapping[str, str] = MappingProxyType({})
+    facts: Mapping[str, str] = {}
     retry_after_ms: int = 0
 
 

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from types import MappingProxyType
 from typing import NamedTuple
 
 from services.kit.backoff import Backoff
@@ -115,7 +114,7 @@ PLACE = Plan(
         StepPlan("ship", ("authorize",), _DO, _UNDO, seconds=5.0),
     ),
 )
-"""Places an order: stock first, because it is the cheapest to give back; the carrier last, because it is the dearest."""
+"""Places an order: stock first, for it is the cheapest to give back; the carrier last, for it is the dearest."""
 
 PLANS: Mapping[str, Plan] = {PLACE.kind: PLACE}
 
@@ -136,7 +135,7 @@ class Attempt(NamedTuple):
     """The least that the callee asked us to wait."""
 
 
-_NO_FACTS: Mapping[str, str] = MappingProxyType({})
+_NO_FACTS: Mapping[str, str] = {}
 
 
 class Progress(NamedTuple):

@@ -2,8 +2,8 @@
 
 Each orchestrator holds a lease on an epoch, renewed by heartbeat. Sagas carry the epoch of their owner, and every write
 of a saga requires it. When a lease runs out, the other orchestrators take the sagas over, in batches with a pause in
-between, without waiting for new work to wake them. An orchestrator that finds its own lease gone (it was stopped, or cut
-off, for too long) forgets everything in memory, takes a new epoch and joins again as if it had just started.
+between, without waiting for new work to wake them. An orchestrator that finds its own lease gone (it was stopped, or
+cut off, for too long) forgets everything in memory, takes a new epoch and joins again as if it had just started.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class OrchestratorService:
         self._database = database
         self._engine = engine
         self._ownership = ownership
-        place = SetMethod(
+        self._placing = SetMethod(
             f"{NAME}/{CONTRACT.method}",
             parse=parse_order,
             handle=self._place,
@@ -49,7 +49,11 @@ class OrchestratorService:
             seconds_max=30.0,
             starts_traces=True,
         )
-        self.PlaceOrder, self.BatchPlaceOrders = place.single, place.batch
+        self.PlaceOrder, self.BatchPlaceOrders = self._placing.single, self._placing.batch
+
+    async def drain(self) -> None:
+        """Wait until every order that was accepted has been begun; its end may be another orchestrator's."""
+        await self._placing.drain()
 
     async def _place(
         self, commands: Sequence[Command[pb.PlaceOrderRequest]], deadline: Deadline
