@@ -1,0 +1,33 @@
+"""Wires the sandbox bank. Run it with `python -m sandbox.bank`."""
+
+from __future__ import annotations
+
+import random
+
+from paymesh.bank.v1 import bank_pb2_grpc
+from sandbox.bank.config import BankConfig
+from sandbox.bank.faults import Faults
+from sandbox.bank.runner import Latecomers
+from sandbox.bank.service.bank import NAME, BankService
+from sandbox.bank.service.faults import FAULTS_NAME, FaultService
+from services.kit.process import Process, run
+
+
+async def wire(process: Process, config: BankConfig) -> None:
+    """Two servicers over the same faults; slow operations go on in the background until the process ends."""
+    faults = Faults(random.random)
+    latecomers = Latecomers(config.soft_deadline_ms)
+    bank = BankService(
+        process.database,
+        faults,
+        latecomers,
+        latency_ms=config.latency_ms,
+        token_secret=config.token_secret.get_secret_value().encode(),
+    )
+    process.serve(bank_pb2_grpc.add_BankServiceServicer_to_server, bank, NAME)
+    process.serve(bank_pb2_grpc.add_FaultServiceServicer_to_server, FaultService(faults), FAULTS_NAME)
+    process.closing(latecomers.close)
+
+
+if __name__ == "__main__":
+    run("bank", BankConfig, wire, package="sandbox.bank")

@@ -1,0 +1,1 @@
+"""The RPCs: proto in, domain, proto out."""

@@ -1,0 +1,179 @@
+"""All SQL of the bank. Nothing is decided here.
+
+Lock order: authorizations ascending by id; then keys, ascending, by inserting them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from psycopg.errors import SerializationFailure
+
+from sandbox.bank.domain import Authorization, Identity, Kind, Operation, Result, State
+from services.kit.db import Connection, Database, Row
+
+_OPERATION = (
+    "o.merchant_id, o.operation_id, o.kind, o.key, o.fingerprint, o.undoes, o.amount_minor, o.currency,"
+    " o.card_token, o.reference, o.result, o.auth_code, o.decline_reason, o.created_at"
+)
+
+_INSERT = """
+INSERT INTO operations (merchant_id, operation_id, kind, key, fingerprint, undoes, amount_minor, currency,
+                        card_token, reference, result, auth_code, decline_reason, created_at)
+SELECT new.*, %(created_at)s
+FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(kinds)b::text[], %(keys)b::text[],
+            %(fingerprints)b::bytea[], %(undone)b::text[], %(amounts)b::bigint[], %(currencies)b::text[],
+            %(tokens)b::text[], %(references)b::text[], %(results)b::text[], %(codes)b::text[],
+            %(reasons)b::text[]) AS new
+ON CONFLICT DO NOTHING
+"""
+
+
+async def insert_operations(tx: Connection, operations: Sequence[Operation]) -> int:
+    """Write operations of one instant; returns how many were written. One is left out when its key was used
+    before or when it lets a hold go that is gone; should another transaction be about to do either, this one
+    waits for it."""
+    # Sorted, so that two sets that share keys wait for each other in one direction only.
+    ordered = sorted(operations, key=lambda o: (o.merchant_id, o.key or ""))
+    cursor = await tx.execute(
+        _INSERT,
+        {
+            "merchants": [o.merchant_id for o in ordered],
+            "ids": [o.operation_id for o in ordered],
+            "kinds": [o.kind.value for o in ordered],
+            "keys": [o.key for o in ordered],
+            "fingerprints": [o.fingerprint for o in ordered],
+            "undone": [o.undoes for o in ordered],
+            "amounts": [o.amount_minor for o in ordered],
+            "currencies": [o.currency for o in ordered],
+            "tokens": [o.card_token for o in ordered],
+            "references": [o.reference for o in ordered],
+            "results": [o.result.value for o in ordered],
+            "codes": [o.auth_code for o in ordered],
+            "reasons": [o.decline_reason for o in ordered],
+            "created_at": ordered[0].created_at,
+        },
+    )
+    return cursor.rowcount
+
+
+async def insert_all(tx: Connection, operations: Sequence[Operation]) -> None:
+    """Write operations whose keys were free a moment ago. Raises a serialization failure, upon which the
+    transaction starts over, when another call took one of the keys meanwhile."""
+    if operations and await insert_operations(tx, operations) < len(operations):
+        raise SerializationFailure("a key was taken while the set was decided")
+
+
+async def find_operations(tx: Connection, keys: Iterable[Identity]) -> dict[Identity, Operation]:
+    """Operations by (merchant, key); those that have not arrived are missing."""
+    cursor = await tx.execute(
+        f"""
+        SELECT {_OPERATION} FROM operations AS o
+        WHERE (merchant_id, key) IN (SELECT * FROM unnest(%(merchants)b::text[], %(keys)b::text[]))
+        """,
+        _columns("keys", keys),
+        binary=True,
+    )
+    return {(row[0], row[3]): _operation(row) for row in await cursor.fetchall()}
+
+
+async def lock_authorizations(tx: Connection, ids: Iterable[Identity]) -> dict[Identity, Operation]:
+    """Lock authorizations by (merchant, authorization id), ascending; unknown ones are missing."""
+    cursor = await tx.execute(
+        f"""
+        SELECT {_OPERATION} FROM operations AS o
+        WHERE (merchant_id, operation_id) IN (SELECT * FROM unnest(%(merchants)b::text[], %(ids)b::text[]))
+          AND kind = 'AUTHORIZE'
+        ORDER BY merchant_id, operation_id
+        FOR NO KEY UPDATE
+        """,
+        _columns("ids", ids),
+        binary=True,
+    )
+    return {(row[0], row[1]): _operation(row) for row in await cursor.fetchall()}
+
+
+async def find_voided(tx: Connection, ids: Iterable[Identity]) -> set[Identity]:
+    """Those of the authorizations whose hold was let go. Say this after locking them: only then it stays
+    true."""
+    cursor = await tx.execute(
+        """
+        SELECT merchant_id, undoes FROM operations
+        WHERE (merchant_id, undoes) IN (SELECT * FROM unnest(%(merchants)b::text[], %(ids)b::text[]))
+          AND result = 'VOIDED'
+        """,
+        _columns("ids", ids),
+        binary=True,
+    )
+    return {(merchant, undoes) for merchant, undoes in await cursor.fetchall()}
+
+
+async def find_used(database: Database, keys: Iterable[Identity]) -> set[Identity]:
+    """Those of the (merchant, key) pairs under which an operation has been carried out or cancelled."""
+    rows = await database.fetch(
+        """
+        SELECT merchant_id, key FROM operations
+        WHERE (merchant_id, key) IN (SELECT * FROM unnest(%(merchants)b::text[], %(keys)b::text[]))
+        """,
+        _columns("keys", keys),
+    )
+    return {(merchant, key) for merchant, key in rows}
+
+
+async def find_authorizations(database: Database, keys: Iterable[Identity]) -> dict[Identity, Authorization]:
+    """By (merchant, key): the authorization, as it stands, that the operation under the key made or was to
+    undo."""
+    rows = await database.fetch(
+        """
+        SELECT o.key, a.merchant_id, a.authorization_id, a.key, a.amount_minor, a.currency, a.state,
+               a.auth_code, a.decline_reason, a.created_at
+        FROM operations AS o
+        JOIN authorizations AS a
+          ON a.merchant_id = o.merchant_id AND a.authorization_id = coalesce(o.undoes, o.operation_id)
+        WHERE (o.merchant_id, o.key) IN (SELECT * FROM unnest(%(merchants)b::text[], %(keys)b::text[]))
+        """,
+        _columns("keys", keys),
+    )
+    return {(row[1], row[0]): _authorization(row[1:]) for row in rows}
+
+
+def _columns(second: str, pairs: Iterable[Identity]) -> dict[str, list[str]]:
+    ordered = sorted(set(pairs))
+    return {"merchants": [pair[0] for pair in ordered], second: [pair[1] for pair in ordered]}
+
+
+def _operation(row: Row) -> Operation:
+    merchant_id, operation_id, kind, key, fingerprint, undoes, amount_minor, currency, *rest = row
+    card_token, reference, result, auth_code, decline_reason, created_at = rest
+    return Operation(
+        merchant_id,
+        operation_id,
+        Kind(kind),
+        key,
+        fingerprint,
+        undoes,
+        amount_minor,
+        currency,
+        card_token,
+        reference,
+        Result(result),
+        auth_code,
+        decline_reason,
+        created_at,
+    )
+
+
+def _authorization(row: Row) -> Authorization:
+    merchant_id, authorization_id, key, amount_minor, currency, state, *rest = row
+    auth_code, decline_reason, created_at = rest
+    return Authorization(
+        merchant_id,
+        authorization_id,
+        key,
+        amount_minor,
+        currency,
+        State(state),
+        auth_code,
+        decline_reason,
+        created_at,
+    )
