@@ -178,8 +178,8 @@ def end(
     keys: Sequence[tuple[str, str]],
     decide: Callable[[Reservation], Reservation | PaymeshError],
 ) -> tuple[list[Reservation | PaymeshError | None], list[Reservation]]:
-    """Decide `release` or `commit` for (merchant, reservation id) `keys`, in order. Returns a decision per key (None for
-    a reservation that does not exist) and the reservations that changed, each once."""
+    """Decide `release` or `commit` for (merchant, reservation id) `keys`, in order. Returns a decision per key (None
+    for a reservation that does not exist) and the reservations that changed, each once."""
     current = dict(reservations)
     decisions: list[Reservation | PaymeshError | None] = []
     changed: dict[tuple[str, str], Reservation] = {}
@@ -197,6 +197,11 @@ def new_reservation(wish: Reserve, reservation_id: str, created_at_ms: int) -> R
     return Reservation(
         wish.merchant_id, reservation_id, wish.order_id, wish.lines, State.RESERVED, created_at_ms
     )
+
+
+def as_made(reservation: Reservation) -> Reservation:
+    """The reservation as it was when it was made."""
+    return replace(reservation, state=State.RESERVED)
 
 
 def nothing_reserved(merchant_id: str) -> Reservation:

@@ -38,7 +38,7 @@ class InventoryService:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._reserved = Pack(pb.ReserveStockResponse)
+        self._reserved = Pack(pb.ReserveStockResponse, _recall)
         create = SetMethod(
             f"{NAME}/CreateProduct",
             parse=_new_product,
@@ -237,6 +237,16 @@ class InventoryService:
         if reservation is None:
             raise domain.no_reservation(request.reservation_id)
         return pb.GetReservationResponse(reservation=_reservation(reservation))
+
+
+async def _recall(
+    tx: Connection, keys: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], pb.ReserveStockResponse]:
+    """The answers of ReserveStock, whatever has become of the reservations since."""
+    made = await store.lock_reservations(tx, keys)
+    return {
+        key: pb.ReserveStockResponse(reservation=_reservation(domain.as_made(r))) for key, r in made.items()
+    }
 
 
 def _new_product(request: pb.CreateProductRequest) -> NewProduct:

@@ -13,7 +13,8 @@ from services.inventory.domain import NewProduct, Product, ProductKey, Reservati
 from services.kit.db import Connection, Database
 
 _PRODUCT = "merchant_id, sku, name, on_hand, reserved"
-_RESERVATION = "merchant_id, reservation_id, order_id, lines::text, state, (extract(epoch FROM created_at) * 1000)::bigint"
+_RESERVATION = """merchant_id, reservation_id, order_id, lines::text, state,
+    (extract(epoch FROM created_at) * 1000)::bigint"""
 
 
 async def insert_products(tx: Connection, products: Sequence[NewProduct]) -> set[ProductKey]:

@@ -14,19 +14,27 @@ KEY_LENGTH_MAX = 255
 ID_LENGTH_MAX = 64
 PAGE_SIZE_DEFAULT = 100
 PAGE_SIZE_MAX = 1_000
+VIOLATIONS_MAX = 20
+"""Faults that are listed one by one: a request of a thousand bad lines has made its point by then."""
+QUOTED_LENGTH_MAX = 20
+"""Characters of a caller's own text that are held up to it."""
 
 
 class Checks:
     """Collects violations; `done` raises them."""
 
-    __slots__ = ("violations",)
+    __slots__ = ("_unlisted", "violations")
 
     def __init__(self) -> None:
         self.violations: list[Violation] = []
+        self._unlisted = 0
 
     def fail(self, field: str, description: str) -> None:
-        """Note a fault."""
-        self.violations.append(Violation(field, description))
+        """Note a fault; past VIOLATIONS_MAX they are only counted."""
+        if len(self.violations) < VIOLATIONS_MAX:
+            self.violations.append(Violation(field, description))
+        else:
+            self._unlisted += 1
 
     def text(
         self, field: str, value: str, *, max_length: int = ID_LENGTH_MAX, optional: bool = False
@@ -49,17 +57,20 @@ class Checks:
         """A positive amount within the limit, of a currency that exists."""
         self.number(f"{field}.amount_minor", amount_minor, at_least=1, at_most=AMOUNT_MINOR_MAX)
         if not is_currency(currency):
-            self.fail(f"{field}.currency", f"{currency!r} is not an ISO 4217 currency code such as 'USD'")
+            quoted = repr(currency[:QUOTED_LENGTH_MAX])
+            self.fail(f"{field}.currency", f"{quoted} is not an ISO 4217 currency code such as 'USD'")
 
     def country(self, field: str, value: str, *, optional: bool = False) -> None:
         """Two capital letters."""
         if not value and optional:
             return
         if not (len(value) == 2 and value.isascii() and value.isalpha() and value.isupper()):
-            self.fail(field, f"{value!r} is not an ISO 3166-1 alpha-2 code such as 'GB'")
+            self.fail(field, f"{value[:QUOTED_LENGTH_MAX]!r} is not an ISO 3166-1 alpha-2 code such as 'GB'")
 
     def done(self) -> None:
         """Raise what was collected, if anything."""
+        if self._unlisted:
+            self.violations.append(Violation("(request)", f"has {self._unlisted:,} more faults"))
         if self.violations:
             raise Invalid(self.violations)
 

@@ -8,10 +8,10 @@ outlives the caller it is for. No call to the outside belongs into `work`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import Any, TypeAlias, TypeVar
 
 import psycopg
@@ -71,28 +71,34 @@ class Database:
     ) -> T:
         """Run `work` in one transaction and return what it returns.
 
-        Raises Unknown when the connection broke during COMMIT, Retryable when it broke before or the deadline is too
-        near, Overloaded when no connection was free in time.
+        Raises Unknown when the connection broke during COMMIT, Retryable when it broke before, the deadline is too near
+        or every attempt lost against its neighbours, Overloaded when no connection was free in time.
         """
         until = deadline or Deadline.after(TRANSACTION_SECONDS)
         for attempt in range(1, ATTEMPTS_MAX + 1):
             try:
                 async with self._connection(until) as connection:
                     return await _once(connection, work, until)
-            except (pg.SerializationFailure, pg.DeadlockDetected):
+            except (pg.SerializationFailure, pg.DeadlockDetected) as error:
                 if attempt == ATTEMPTS_MAX:
-                    raise
+                    raise Retryable(
+                        "DATABASE_CONTENTION", f"lost against other transactions {attempt} times"
+                    ) from error
                 delay = RETRY_FIRST_SECONDS * 2**attempt * random.random()  # noqa: S311 - jitter
                 await asyncio.sleep(delay)
         raise AssertionError("unreachable")
 
     async def fetch(self, query: str, params: dict[str, Any] | None = None) -> list[Row]:
-        """The rows of one reading statement."""
+        """The rows of one reading statement. Raises Retryable when the connection broke, Overloaded when none was
+        free in time."""
         async with self._connection(Deadline.after(TRANSACTION_SECONDS)) as connection:
-            cursor = await connection.execute(query, params, binary=True)
-            return await cursor.fetchall()
+            try:
+                cursor = await connection.execute(query, params, binary=True)
+                return await cursor.fetchall()
+            except psycopg.OperationalError as error:
+                raise _translated(error, committing=False) from error
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _connection(self, until: Deadline) -> AsyncIterator[Connection]:
         try:
             async with self._pool.connection(timeout=max(until.remaining(), 0.001)) as connection:
@@ -122,7 +128,8 @@ async def _once(connection: Connection, work: Callable[[Connection], Awaitable[T
         return result
     except BaseException as error:
         if not connection.broken and not connection.closed:
-            await connection.execute("ROLLBACK", prepare=False)
+            with contextlib.suppress(psycopg.Error):  # it broke just now; the pool will see it
+                await connection.execute("ROLLBACK", prepare=False)
         translated = _translated(error, committing)
         if translated is error:
             raise

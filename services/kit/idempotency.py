@@ -5,8 +5,9 @@ transaction that does the work, and completed by writing the stored answer as th
 
 * Of two transactions with one key the second waits at its insert until the first has ended. Did the first commit, the
   second finds the row and replays its answer; did it roll back, the second does the work.
-* A row without a result, once it can be read, belongs to work of more than one transaction (a payment between its
-  intent and its outcome): the repeat is told IN_PROGRESS.
+* A row without a result, once it can be read, belongs to a call whose answer is read back from what it has saved
+  (`Pack.recall`), or to one that takes more than one transaction and has not ended (a payment between its intent and
+  its outcome): the repeat is told IN_PROGRESS.
 * The same key with another fingerprint is refused and changes nothing.
 
 The undo barrier is the same row. An undo first claims *the key of the call that it undoes*. If that succeeds, the call
@@ -71,6 +72,8 @@ ON CONFLICT DO NOTHING
 
 Identity = tuple[str, str, str]
 """(merchant, caller, key): what a key is unique within, for one method."""
+_Row = tuple[bytes, str, bytes | None]
+"""(fingerprint, resource id, stored answer) of a claimed key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +96,11 @@ def identity(command: Command[R]) -> Identity:
 async def claim(tx: Connection, method: str, commands: Sequence[Command[R]], pack: Pack[M]) -> Claims[R, M]:
     """Claim the keys of a set. `pack` reads stored answers."""
     first: dict[Identity, Command[R]] = {}
-    settled: dict[int, Outcome[M]] = {}
-    twins: dict[int, Identity] = {}
-    for place, command in enumerate(commands):
-        owner = first.setdefault(identity(command), command)
-        if owner is command:
-            continue
-        if owner.fingerprint == command.fingerprint:
-            twins[place] = identity(command)
-        else:
-            settled[place] = Failed(key_reused(command.key))
+    mates = [
+        place
+        for place, command in enumerate(commands)
+        if first.setdefault(identity(command), command) is not command
+    ]
     # Sorted, so that two sets that share keys wait for each other in one direction only.
     ordered = sorted(first.values(), key=identity)
     params = {
@@ -114,28 +112,52 @@ async def claim(tx: Connection, method: str, commands: Sequence[Command[R]], pac
         "resources": [c.resource_id for c in ordered],
     }
     cursor = await tx.execute(_CLAIM, params)
-    if cursor.rowcount == len(ordered):
-        return Claims(list(first.values()), settled, twins)
-    cursor = await tx.execute(_FIND, params, binary=True)
-    standing: dict[Identity, Outcome[M]] = {}
-    for merchant, caller, key, fingerprint, resource_id, result in await cursor.fetchall():
-        command = first[(merchant, caller, key)]
-        if resource_id != command.resource_id:
-            standing[(merchant, caller, key)] = _standing(command, fingerprint, resource_id, result, pack)
-    for place, command in enumerate(commands):
-        outcome = standing.get(identity(command))
-        if outcome is not None and place not in settled:
-            settled[place] = outcome
-            twins.pop(place, None)
-    return Claims([c for i, c in first.items() if i not in standing], settled, twins)
+    fresh = first
+    settled: dict[int, Outcome[M]] = {}
+    if cursor.rowcount < len(ordered):
+        cursor = await tx.execute(_FIND, params, binary=True)
+        rows: dict[Identity, _Row] = {row[:3]: row[3:] for row in await cursor.fetchall()}
+        fresh = {i: c for i, c in first.items() if i in rows and rows[i][1] == c.resource_id}
+        recalled = await _recall(tx, [(i, row) for i, row in rows.items() if i not in fresh], pack)
+        # Whatever the others in the set ask for under such a key: the stored row was there before them.
+        for place, command in enumerate(commands):
+            if (key := identity(command)) not in fresh:
+                settled[place] = _standing(command, rows.get(key), recalled.get(key), pack)
+    twins: dict[int, Identity] = {}
+    for place in mates:
+        command = commands[place]
+        if place in settled:
+            continue
+        if fresh[identity(command)].fingerprint == command.fingerprint:
+            twins[place] = identity(command)
+        else:
+            settled[place] = Failed(key_reused(command.key))
+    return Claims(list(fresh.values()), settled, twins)
+
+
+async def _recall(
+    tx: Connection, standing: Sequence[tuple[Identity, _Row]], pack: Pack[M]
+) -> dict[Identity, Outcome[M]]:
+    """The answers of earlier calls that were not stored, read back from what those calls have saved."""
+    if pack.recall is None:
+        return {}
+    resources = {(key[0], resource): key for key, (_, resource, result) in standing if result is None}
+    if not resources:
+        return {}
+    messages = await pack.recall(tx, sorted(resources))
+    return {resources[resource]: Answer(message, replayed=True) for resource, message in messages.items()}
 
 
 def _standing(
-    command: Command[R], fingerprint: bytes, resource_id: str, result: bytes | None, pack: Pack[M]
+    command: Command[R], row: _Row | None, recalled: Outcome[M] | None, pack: Pack[M]
 ) -> Outcome[M]:
     """The outcome of a command whose key was claimed before."""
+    # No row any more: the key was freed between the two statements, and the next attempt can claim it.
+    fingerprint, resource_id, result = row or (command.fingerprint, "", None)
     if fingerprint and fingerprint != command.fingerprint:
         return Failed(key_reused(command.key))
+    if recalled is not None:
+        return recalled
     if result is None:
         return Failed(
             InProgress(
@@ -151,7 +173,8 @@ def _standing(
 async def remember(
     tx: Connection, method: str, answers: Sequence[tuple[Identity, Outcome[M]]], pack: Pack[M]
 ) -> None:
-    """Complete claimed keys with their answers."""
+    """Complete claimed keys with their answers, those that cannot be read back."""
+    answers = [(key, outcome) for key, outcome in answers if pack.stores(outcome)]
     if not answers:
         return
     await tx.execute(
@@ -167,8 +190,8 @@ async def remember(
 
 
 async def bar(tx: Connection, method: str, keys: Sequence[Identity], pack: Pack[M]) -> dict[Identity, str]:
-    """The undo barrier, for calls of `method` that are about to be undone: the `resource_id` of those that have arrived.
-    Those that are missing from the answer have not arrived and never will have any effect."""
+    """The undo barrier, for calls of `method` that are about to be undone: the `resource_id` of those that have
+    arrived. Those that are missing from the answer have not arrived and never will have any effect."""
     asked = sorted(set(keys))
     arrived = await _resources(tx, method, asked)
     absent = [i for i in asked if i not in arrived]
@@ -225,8 +248,8 @@ async def begin_set(
     pack: Pack[M],
     deadline: Deadline,
 ) -> list[Outcome[M] | None]:
-    """`run_set` for work that takes more than one transaction: None means that `work` has only begun (for a twin of such
-    a command, too), its key stays claimed, and `remember` is called by the transaction that ends it.
+    """`run_set` for work that takes more than one transaction: None means that `work` has only begun (for a twin of
+    such a command, too), its key stays claimed, and `remember` is called by the transaction that ends it.
 
     Refusals are remembered like answers. Any other failure that `work` reports for a command is not, and its key is
     freed. Should the transaction itself break on a defect, the commands are tried one by one, so that only the culprit
@@ -274,7 +297,10 @@ async def _alone(
 ) -> Outcome[M] | None:
     try:
         return (await begin_set(database, method, [command], work, pack, deadline))[0]
+    except PaymeshError as error:
+        return Failed(error)
     except Exception as error:
+        log.exception("%s: this command broke the set: key %r", method, command.key)
         return Failed(as_error(error))
 
 

@@ -5,7 +5,8 @@ A service's `__main__` is
     run("payment", PaymentConfig, wire)
 
 where `wire(process, config)` constructs its parts and hands them to the `Process`: servicers to serve, loops to run in
-the background, things to close. SIGTERM and SIGINT drain: say NOT_SERVING, stop the loops, let calls end, close, exit 0.
+the background, things to close. SIGTERM and SIGINT drain: say NOT_SERVING, let calls end, carry out what was accepted
+from callers who are gone, stop the loops, close, exit 0.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 
 from services.kit import logs, metrics, telemetry
 from services.kit.config import ServiceConfig, load
 from services.kit.db import Database
+from services.kit.deadline import Deadline
 from services.kit.errors import PaymeshError
 from services.kit.migrate import MigrationEdited, migrate
 from services.kit.rpc.server import Server
@@ -34,6 +36,15 @@ log = logging.getLogger(__name__)
 
 LOOP_RESTART_SECONDS = 1.0
 """A background loop that failed starts again after this; its failure is logged each time."""
+SETS_END_SECONDS = 3.0
+"""What sets whose callers are gone get on top of the drain. They take far less, unless the database hangs."""
+
+
+class Servicer(Protocol):
+    """Implements a service's RPCs."""
+
+    async def drain(self) -> None:
+        """Wait until everything that was accepted has been carried out; see `SetMethod.drain`."""
 
 
 class Process:
@@ -42,12 +53,14 @@ class Process:
     def __init__(self, database: Database, server: Server) -> None:
         self.database = database
         self._server = server
+        self._servicers: list[Servicer] = []
         self._loops: list[tuple[str, Callable[[], Awaitable[None]]]] = []
         self._closing = AsyncExitStack()
 
-    def serve(self, register: Callable[[Any, Any], None], servicer: Any, full_name: str) -> None:
-        """Serve a servicer; see `Server.add`."""
+    def serve(self, register: Callable[[Any, Any], None], servicer: Servicer, full_name: str) -> None:
+        """Serve a servicer and drain it at the end; see `Server.add`."""
         self._server.add(register, servicer, full_name)
+        self._servicers.append(servicer)
 
     def background(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
         """Run `loop` as long as the process serves; should it fail, log that and start it again."""
@@ -64,10 +77,20 @@ class Process:
             loops = [asyncio.create_task(_forever(name, loop), name=name) for name, loop in self._loops]
             await stop.wait()
             log.info("draining")
+            until = Deadline.after(drain_seconds)
             await self._server.drain(drain_seconds)
+            await self._end_sets(until.remaining() + SETS_END_SECONDS)
             for task in loops:
                 task.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
+
+    async def _end_sets(self, seconds: float) -> None:
+        """Wait for sets that outlived their callers: they need the loops, the channels and the database."""
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*(servicer.drain() for servicer in self._servicers))
+        except TimeoutError:
+            log.warning("sets did not end within %.0f s; repeats with their keys will", seconds)
 
 
 async def _forever(name: str, loop: Callable[[], Awaitable[None]]) -> None:

@@ -7,7 +7,8 @@ command that must be refused is refused alone: its outcome is a `Failed` *value*
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
@@ -66,6 +67,10 @@ class Pending(NamedTuple, Generic[M]):
     """A command was accepted and will be carried to its end; `outcome` is set when that is reached."""
 
     outcome: asyncio.Future[Answer[M] | Failed]
+    facts: Mapping[str, str] = MappingProxyType({})
+    """For a caller that cannot wait for it: what to ask for, by name."""
+    replayed: bool = False
+    """Whether it is the outcome of an earlier call with the key."""
 
 
 Handle: TypeAlias = Callable[

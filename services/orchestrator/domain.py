@@ -169,6 +169,8 @@ class Saga(NamedTuple):
     reason: Reason | None = None
     history: tuple[Attempt, ...] = ()
     ended_at_ms: int = 0
+    taken_over: bool = False
+    """Whether somebody else has driven it before."""
 
     @property
     def key(self) -> SagaKey:
@@ -282,8 +284,17 @@ def calling(saga: Saga, call: Call) -> Saga:
 
 
 def turned(saga: Saga, turn: Turn) -> Saga:
-    """The saga on its way back. What is still being called may come to be done: it is waited for, then undone."""
-    return saga._replace(state=State.COMPENSATING, reason=turn.reason)
+    """The saga on its way back. What is still being called may come to be done: it is waited for, then undone. In one
+    that was taken over, an earlier owner may have taken any step: those that we have not come to are undone, too."""
+    steps = saga.steps
+    if saga.taken_over:
+        steps = {
+            name: progress._replace(state=StepState.GIVEN_UP)
+            if progress.state is StepState.PENDING
+            else progress
+            for name, progress in steps.items()
+        }
+    return saga._replace(state=State.COMPENSATING, reason=turn.reason, steps=steps)
 
 
 def ended(saga: Saga, end: Finish | Park, now_ms: int) -> Saga:
@@ -337,7 +348,7 @@ def resumed(saga: Saga) -> Saga:
         elif progress.state is StepState.UNDOING:
             progress = progress._replace(state=StepState.GIVEN_UP, attempts=0)
         steps[name] = progress
-    return saga._replace(steps=steps)
+    return saga._replace(steps=steps, taken_over=True)
 
 
 def facts(saga: Saga) -> dict[str, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Sequence
 
 from opentelemetry.trace import Span
 
@@ -22,6 +23,10 @@ from services.orchestrator.runner import Engine, Running
 from services.orchestrator.store import StoredSaga
 
 log = logging.getLogger(__name__)
+
+STRAY_SECONDS = 15.0
+"""A saga that is older and that we own must be driven here; a start takes well under the ten seconds of its
+transaction."""
 
 
 class Ownership:
@@ -54,9 +59,9 @@ class Ownership:
                 await self.join()
 
     async def take_over(self) -> None:
-        """Take over orphans for ever."""
+        """Take over orphans for ever, and find strays."""
         while True:
-            taken = await self.take_over_some()
+            taken = await self.take_over_some() + await self.find_strays()
             pause_ms = self._config.takeover_pause_ms
             await asyncio.sleep(pause_ms / 1000 if taken else self._config.heartbeat_seconds)
 
@@ -68,11 +73,28 @@ class Ownership:
             return await store.take_over(tx, epoch, self._config.takeover_batch_size)
 
         orphans = await self._database.transact(work)
-        for orphan in orphans:
-            self._engine.drive(_running(self._engine, orphan, epoch))
         if orphans:
             log.warning("took over %d sagas", len(orphans))
-        return len(orphans)
+        return self._drive(orphans, epoch)
+
+    async def find_strays(self) -> int:
+        """Sagas that we own and do not drive: their start was committed, but the connection broke before we knew. Those
+        under way here before the look into the table are not among them, whatever they have come to since."""
+        epoch, driven = self.epoch, self._engine.keys()
+        owned = await store.list_owned(self._database, epoch, STRAY_SECONDS)
+        strays = [stored for stored in owned if stored.saga.key not in driven]
+        if strays:
+            log.warning("found %d stray sagas", len(strays))
+        return self._drive(strays, epoch)
+
+    def _drive(self, sagas: Sequence[StoredSaga], epoch: int) -> int:
+        for stored in sagas:
+            try:
+                self._engine.drive(_running(self._engine, stored, epoch))
+            except Exception:
+                # One that cannot be driven must not keep its neighbours from it; it is found again as a stray.
+                log.exception("saga %s cannot be driven", stored.saga.saga_id)
+        return len(sagas)
 
 
 def _running(engine: Engine, stored: StoredSaga, epoch: int) -> Running:
@@ -83,4 +105,4 @@ def _running(engine: Engine, stored: StoredSaga, epoch: int) -> Running:
         {"saga.id": saga.saga_id, "saga.owner_epoch": epoch},
     )
     ended = asyncio.get_running_loop().create_future()
-    return Running(saga, engine.read(stored.input), stored.caller, stored.key, epoch, span, ended)
+    return Running(saga, engine.read(stored.input), epoch, span, ended)

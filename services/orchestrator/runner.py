@@ -27,9 +27,7 @@ from services.kit.clock import now_ms
 from services.kit.db import Connection, Database
 from services.kit.deadline import Deadline
 from services.kit.errors import InProgress
-from services.kit.idempotency import remember
 from services.kit.outbox import Announcement, announce
-from services.kit.rpc.stored import Pack
 from services.kit.sets import Answer, Failed, M
 from services.orchestrator import domain, store
 from services.orchestrator.clients import Due, Participant, Result
@@ -43,9 +41,6 @@ log = logging.getLogger(__name__)
 class Contract(Generic[M]):
     """What the engine has to know of the wire: it carries requests and answers without looking into them."""
 
-    method: str
-    """Of the RPC that begins a saga; scope of its idempotency keys."""
-    pack: Pack[M]
     read: Callable[[bytes], Any]
     """The request as it is stored with the saga."""
     answer: Callable[[Saga, Any], Answer[M]]
@@ -61,8 +56,6 @@ class Running:
     saga: Saga
     request: Any
     """What it was begun with."""
-    caller: str
-    key: str
     epoch: int
     span: Span | None
     ended: asyncio.Future[Answer[Any] | Failed]
@@ -111,6 +104,10 @@ class Engine:
     def running(self, key: SagaKey) -> Running | None:
         """The saga if it is driven here."""
         return self._active.get(key)
+
+    def keys(self) -> set[SagaKey]:
+        """The sagas that are driven here."""
+        return set(self._active)
 
     def drive(self, running: Running) -> None:
         """Begin, or go on, with a saga that is durable and ours."""
@@ -174,7 +171,7 @@ class Engine:
             _notify(running)
 
     async def _save(self, taken: list[Running]) -> None:
-        """Make decisions durable: turned back, or ended. The end is remembered for its caller and announced."""
+        """Make decisions durable: turned back, or ended. The end is announced, and the caller told after that."""
         by_epoch: dict[int, list[Running]] = {}
         for running in taken:
             if not running.abandoned:
@@ -215,8 +212,6 @@ class Engine:
                     for r, answer in ended
                 ],
             )
-            keys = [((r.saga.merchant_id, r.caller, r.key), answer) for r, answer in ended]
-            await remember(tx, contract.method, keys, contract.pack)
             return owned
 
         return await self._database.transact(work)

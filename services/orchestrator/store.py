@@ -32,7 +32,7 @@ _COLUMNS = """merchant_id, saga_id, order_id, kind, state, steps::text, history:
 
 @dataclass(frozen=True, slots=True)
 class StoredSaga:
-    """A saga with what it was begun with and who waits for its end."""
+    """A saga with what it was begun with, by whom, and under which idempotency key."""
 
     saga: Saga
     input: bytes
@@ -47,10 +47,14 @@ async def insert_sagas(tx: Connection, sagas: Sequence[StoredSaga], references: 
     cursor = await tx.execute(
         """
         INSERT INTO sagas (merchant_id, saga_id, order_id, order_reference, kind, owner_epoch, caller, key, input,
-                           traceparent)
-        SELECT * FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(orders)b::text[], %(references)b::text[],
-                             %(kinds)b::text[], %(epochs)b::bigint[], %(callers)b::text[], %(keys)b::text[],
-                             %(inputs)b::bytea[], %(traceparents)b::text[])
+                           traceparent, created_at)
+        SELECT merchant_id, saga_id, order_id, reference, kind, epoch, caller, key, input, traceparent,
+               timestamptz 'epoch' + created_at_ms * interval '1 millisecond'
+        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(orders)b::text[], %(references)b::text[],
+                    %(kinds)b::text[], %(epochs)b::bigint[], %(callers)b::text[], %(keys)b::text[],
+                    %(inputs)b::bytea[], %(traceparents)b::text[], %(created)b::bigint[])
+             AS new (merchant_id, saga_id, order_id, reference, kind, epoch, caller, key, input, traceparent,
+                     created_at_ms)
         ON CONFLICT DO NOTHING
         RETURNING saga_id
         """,
@@ -65,6 +69,7 @@ async def insert_sagas(tx: Connection, sagas: Sequence[StoredSaga], references: 
             "keys": [s.key for s in sagas],
             "inputs": [s.input for s in sagas],
             "traceparents": [s.traceparent for s in sagas],
+            "created": [s.saga.created_at_ms for s in sagas],
         },
         binary=True,
     )
@@ -77,10 +82,10 @@ async def save_sagas(tx: Connection, sagas: Sequence[Saga], epoch: int) -> set[s
         """
         UPDATE sagas AS s
         SET state = n.state, steps = n.steps::jsonb, history = n.history::jsonb, reason = n.reason::jsonb,
-            ended_at = CASE WHEN n.ended THEN now() END
+            ended_at = timestamptz 'epoch' + n.ended_at_ms * interval '1 millisecond'
         FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(states)b::text[], %(steps)b::text[],
-                    %(histories)b::text[], %(reasons)b::text[], %(ended)b::bool[])
-             AS n (merchant_id, saga_id, state, steps, history, reason, ended)
+                    %(histories)b::text[], %(reasons)b::text[], %(ended)b::bigint[])
+             AS n (merchant_id, saga_id, state, steps, history, reason, ended_at_ms)
         WHERE s.merchant_id = n.merchant_id AND s.saga_id = n.saga_id AND s.owner_epoch = %(epoch)s
           AND s.ended_at IS NULL
         RETURNING s.saga_id
@@ -93,7 +98,7 @@ async def save_sagas(tx: Connection, sagas: Sequence[Saga], epoch: int) -> set[s
             "steps": [_dump_steps(s) for s in sagas],
             "histories": [_dump_history(s) for s in sagas],
             "reasons": [_dump_reason(s) for s in sagas],
-            "ended": [s.state.ended for s in sagas],
+            "ended": [s.ended_at_ms or None for s in sagas],
         },
         binary=True,
     )
@@ -107,6 +112,19 @@ async def find_saga(database: Database, key: SagaKey) -> StoredSaga | None:
         {"merchant": key[0], "id": key[1]},
     )
     return _stored(rows[0]) if rows else None
+
+
+async def find_sagas(tx: Connection, keys: Sequence[SagaKey]) -> list[StoredSaga]:
+    """Several sagas."""
+    cursor = await tx.execute(
+        f"""
+        SELECT {_COLUMNS} FROM sagas
+        WHERE (merchant_id, saga_id) IN (SELECT * FROM unnest(%(merchants)b::text[], %(ids)b::text[]))
+        """,
+        {"merchants": [m for m, _ in keys], "ids": [s for _, s in keys]},
+        binary=True,
+    )
+    return [_stored(row) for row in await cursor.fetchall()]
 
 
 async def list_sagas(
@@ -186,6 +204,19 @@ async def take_over(tx: Connection, epoch: int, limit: int) -> list[StoredSaga]:
         binary=True,
     )
     return [_stored(row) for row in await cursor.fetchall()]
+
+
+async def list_owned(database: Database, epoch: int, older_than_seconds: float) -> list[StoredSaga]:
+    """Sagas under way that `epoch` owns and that were begun so long ago."""
+    rows = await database.fetch(
+        f"""
+        SELECT {_COLUMNS} FROM sagas
+        WHERE state IN ('RUNNING', 'COMPENSATING') AND owner_epoch = %(epoch)s
+          AND created_at < now() - make_interval(secs => %(seconds)s)
+        """,
+        {"epoch": epoch, "seconds": older_than_seconds},
+    )
+    return [_stored(row) for row in rows]
 
 
 def _dump_steps(saga: Saga) -> str:

@@ -143,6 +143,11 @@ def end(
     return decisions, list(changed.values())
 
 
+def as_made(shipment: Shipment) -> Shipment:
+    """The shipment as it was when it was booked."""
+    return replace(shipment, state=State.CREATED)
+
+
 def nothing_booked(merchant_id: str) -> Shipment:
     """What a cancellation by key returns when there never was a shipment, and never will be."""
     return Shipment(merchant_id, "", "", Address("", (), "", "", ""), State.CANCELLED, "", 0)

@@ -39,7 +39,7 @@ class ShippingService:
     def __init__(self, database: Database, unserved_countries: AbstractSet[str]) -> None:
         self._database = database
         self._unserved_countries = unserved_countries
-        self._created = Pack(pb.CreateShipmentResponse)
+        self._created = Pack(pb.CreateShipmentResponse, _recall)
         create = SetMethod(
             f"{NAME}/CreateShipment",
             parse=_create,
@@ -62,6 +62,12 @@ class ShippingService:
         self.CreateShipment, self.BatchCreateShipments = create.single, create.batch
         self.CancelShipment, self.BatchCancelShipments = cancel.single, cancel.batch
         self.DispatchShipment, self.BatchDispatchShipments = dispatch.single, dispatch.batch
+        self._methods = (create, cancel, dispatch)
+
+    async def drain(self) -> None:
+        """Wait until everything accepted has been carried out."""
+        for method in self._methods:
+            await method.drain()
 
     async def _create(
         self, commands: Sequence[Command[Create]], deadline: Deadline
@@ -140,6 +146,14 @@ class ShippingService:
         if shipment is None:
             raise domain.no_shipment(request.shipment_id)
         return pb.GetShipmentResponse(shipment=_shipment(shipment))
+
+
+async def _recall(
+    tx: Connection, keys: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], pb.CreateShipmentResponse]:
+    """The answers of CreateShipment, whatever has become of the shipments since."""
+    made = await store.lock_shipments(tx, keys)
+    return {key: pb.CreateShipmentResponse(shipment=_shipment(domain.as_made(s))) for key, s in made.items()}
 
 
 def _create(request: pb.CreateShipmentRequest) -> Create:

@@ -1,4 +1,6 @@
 -- One row per key that a caller has used: claimed at the start of a transaction, completed with the result.
+-- The key stands before caller and method in the index, because it is what tells rows apart: with the others first,
+-- every comparison on the way down the tree compares three equal texts, and a claim costs half as much again.
 CREATE TABLE idempotency (
     merchant_id text        NOT NULL,
     caller      text        NOT NULL,
@@ -8,7 +10,7 @@ CREATE TABLE idempotency (
     resource_id text        NOT NULL,
     result      bytea,
     created_at  timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (merchant_id, caller, method, key)
+    PRIMARY KEY (merchant_id, key, caller, method)
 ) WITH (fillfactor = 70);
 
 COMMENT ON COLUMN idempotency.fingerprint IS 'hash of the request; empty when the undo came before the call';

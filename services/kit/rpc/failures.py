@@ -10,6 +10,7 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 from google.protobuf.any_pb2 import Any
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -18,6 +19,12 @@ from services.kit import errors
 from services.kit.errors import Kind, PaymeshError
 
 _DOMAIN = "paymesh"
+_DETAILS_KEY = "grpc-status-details-bin"
+
+# Clients take 8 KiB of trailing metadata; a status with more reaches them as RESOURCE_EXHAUSTED. A violation travels
+# twice (Failure and BadRequest), a message three times, once at three times its length where it is not ASCII.
+_VIOLATIONS_BYTES_MAX = 2_000
+_MESSAGE_BYTES_MAX = 500
 
 _CODES: dict[type[PaymeshError], int] = {
     errors.Invalid: code_pb2.INVALID_ARGUMENT,
@@ -49,9 +56,10 @@ _CLASSES: dict[failure_pb2.Kind.ValueType, type[PaymeshError]] = {
     failure_pb2.KIND_BUG: errors.Bug,
 }
 
-# Without a Failure nothing is known of what the callee did, except where the code proves that it did nothing.
+# Without a Failure nothing is known of what the callee did, except where the code proves that it did nothing. Neither
+# UNAVAILABLE nor RESOURCE_EXHAUSTED does: the one may be a connection lost under the answer, the other an answer that
+# is too large for the caller.
 _STRANGERS: dict[grpc.StatusCode, type[PaymeshError]] = {
-    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Overloaded,
     grpc.StatusCode.NOT_FOUND: errors.NotFound,
     grpc.StatusCode.UNIMPLEMENTED: errors.Bug,
 }
@@ -94,25 +102,27 @@ def from_failure(failure: failure_pb2.Failure) -> PaymeshError:
 
 
 def to_status(error: PaymeshError) -> grpc.Status:
-    """The error as the status of a single call."""
+    """The error as the status of a single call; long texts are cut to what a status can carry."""
     code = next(_CODES[cls] for cls in type(error).__mro__ if cls in _CODES)
     failure = to_failure(error)
+    failure.message = _cut(error.message, _MESSAGE_BYTES_MAX)
+    _fit(failure)
     details = [
         failure,
         error_details_pb2.ErrorInfo(reason=error.reason, domain=_DOMAIN, metadata=error.facts),
     ]
     if error.retry_after_ms is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=failure.retry_after))
-    if error.violations:
+    if failure.violations:
         details.append(
             error_details_pb2.BadRequest(
                 field_violations=[
                     error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-                    for v in error.violations
+                    for v in failure.violations
                 ]
             )
         )
-    status = status_pb2.Status(code=code, message=str(error))
+    status = status_pb2.Status(code=code, message=f"{error.reason}: {failure.message}")
     for detail in details:
         packed = Any()
         packed.Pack(detail)
@@ -120,12 +130,32 @@ def to_status(error: PaymeshError) -> grpc.Status:
     return rpc_status.to_status(status)
 
 
+def _fit(failure: failure_pb2.Failure) -> None:
+    """Cut the violations down to what a status can carry."""
+    left = _VIOLATIONS_BYTES_MAX
+    for count, violation in enumerate(failure.violations):
+        violation.description = _cut(violation.description, _MESSAGE_BYTES_MAX)
+        left -= violation.ByteSize()
+        if left < 0:
+            del failure.violations[count:]
+            return
+
+
+def _cut(text: str, bytes_max: int) -> str:
+    data = text.encode()
+    return text if len(data) <= bytes_max else data[:bytes_max].decode(errors="ignore") + " …"
+
+
 def from_call(error: grpc.aio.AioRpcError) -> PaymeshError:
-    """What a failed call tells the caller."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # has what a Call has
-    for detail in status.details if status else ():
-        failure = failure_pb2.Failure()
-        if detail.Unpack(failure):
-            return from_failure(failure)
+    """What a failed call tells the caller. A Failure in the details is the callee's word, whatever became of the code
+    on the way; details that cannot be read are as good as none."""
+    packed = dict(error.trailing_metadata() or ()).get(_DETAILS_KEY, b"")
+    try:
+        for detail in status_pb2.Status.FromString(packed).details if isinstance(packed, bytes) else ():
+            failure = failure_pb2.Failure()
+            if detail.Unpack(failure):
+                return from_failure(failure)
+    except DecodeError:
+        pass
     cls = _STRANGERS.get(error.code(), errors.Unknown)
     return cls(error.code().name, error.details() or "no details")

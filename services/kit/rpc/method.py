@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic
 
 import grpc
@@ -21,7 +21,7 @@ from services.kit.checks import check_key
 from services.kit.coalescer import Coalescer, Limits
 from services.kit.deadline import Deadline
 from services.kit.errors import InProgress, Invalid, Overloaded, PaymeshError
-from services.kit.idempotency import IN_PROGRESS_RETRY_AFTER_MS
+from services.kit.idempotency import IN_PROGRESS_RETRY_AFTER_MS, as_replay
 from services.kit.ids import new_id
 from services.kit.rpc.failures import as_error, to_failure
 from services.kit.sets import Answer, Command, Failed, Handle, M, Outcome, Pending, R
@@ -62,7 +62,7 @@ class SetMethod(Generic[R, M]):
 
     async def single(self, request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> M:
         """The single form: the key comes from the metadata, failures are raised."""
-        metadata = {key: value for key, value in context.invocation_metadata() or ()}
+        metadata = dict(context.invocation_metadata() or ())
         key = str(metadata.get("idempotency-key", ""))
         span = trace.get_current_span()
         command = self._command(key, _caller(metadata), request, span if span.is_recording() else None)
@@ -78,7 +78,7 @@ class SetMethod(Generic[R, M]):
         items = request.items
         if not 1 <= len(items) <= BATCH_SIZE_MAX:
             raise Invalid.field("items", f"has {len(items)} items; it must have from 1 to {BATCH_SIZE_MAX:,}")
-        caller = _caller({key: value for key, value in context.invocation_metadata() or ()})
+        caller = _caller(dict(context.invocation_metadata() or ()))
         outcomes: list[Outcome[M] | None] = [None] * len(items)
         commands: list[Command[R]] = []
         places: list[int] = []
@@ -146,13 +146,17 @@ class SetMethod(Generic[R, M]):
 
 
 def _settled(outcome: Answer[M] | Failed | Pending[M] | None) -> Outcome[M]:
+    facts: Mapping[str, str] = {}
     if isinstance(outcome, Pending):
+        facts, replayed = outcome.facts, outcome.replayed
         outcome = outcome.outcome.result() if outcome.outcome.done() else None
+        outcome = as_replay(outcome) if replayed else outcome
     if outcome is None:
         return Failed(
             InProgress(
                 "IN_PROGRESS",
                 "accepted, but not ended within the deadline; ask again with the same key",
+                facts=facts,
                 retry_after_ms=IN_PROGRESS_RETRY_AFTER_MS,
             )
         )

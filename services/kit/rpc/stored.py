@@ -1,27 +1,44 @@
-"""Stored answers: an outcome as the bytes that stand in an idempotency row, and back."""
+"""Stored answers: an outcome as the bytes that stand in an idempotency row, and back.
+
+An answer that can be read back from what the call has saved is not stored a second time: its method has a `recall`.
+That saves the hot path a write per item, and two copies of one truth can never differ.
+"""
 
 from __future__ import annotations
 
-from typing import Generic
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Generic, TypeAlias
 
 from paymesh.result.v1 import failure_pb2
+from services.kit.db import Connection
 from services.kit.rpc.failures import from_failure, to_failure
 from services.kit.sets import Answer, Failed, M, Outcome
 
 _ANSWER = b"\x00"
 _FAILED = b"\x01"
 
+ResourceKey: TypeAlias = tuple[str, str]
+"""(merchant, identifier of what a call has created)."""
+Recall: TypeAlias = Callable[[Connection, Sequence[ResourceKey]], Awaitable[Mapping[ResourceKey, M]]]
+"""Reads answers back as they were first given; what is missing from the result has not ended yet."""
+
 
 class Pack(Generic[M]):
-    """Packs the outcomes of one method: a first byte that says which kind, then the message."""
+    """How the outcomes of one method are kept: a first byte that says which kind, then the message."""
 
-    def __init__(self, response_type: type[M]) -> None:
+    def __init__(self, response_type: type[M], recall: Recall[M] | None = None) -> None:
         self._response_type = response_type
+        self.recall = recall
+
+    def stores(self, outcome: Outcome[M]) -> bool:
+        """Whether this outcome has to be stored."""
+        return self.recall is None or isinstance(outcome, Failed)
 
     def pack(self, outcome: Outcome[M]) -> bytes:
         """The bytes to store."""
         if isinstance(outcome, Answer):
-            return _ANSWER + outcome.message.SerializeToString()
+            message: bytes = outcome.message.SerializeToString()
+            return _ANSWER + message
         return _FAILED + to_failure(outcome.error).SerializeToString()
 
     def unpack(self, stored: bytes) -> Outcome[M]:

@@ -32,7 +32,7 @@ CREATE TABLE sagas (
 COMMENT ON COLUMN sagas.input IS 'the request that began it, as the contract''s message';
 COMMENT ON COLUMN sagas.steps IS 'how far each step is, as of the last time that had to be durable';
 COMMENT ON COLUMN sagas.history IS 'every attempt so far, oldest first';
-COMMENT ON COLUMN sagas.caller IS 'with key: whom the end is reported to';
+COMMENT ON COLUMN sagas.caller IS 'with key: who began it, under which idempotency key';
 
 CREATE UNIQUE INDEX one_order_per_reference ON sagas (merchant_id, order_reference) WHERE order_reference <> '';
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from paymesh.orchestrator.v1 import events_pb2
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
+from services.kit.db import Connection
 from services.kit.rpc.stored import Pack
 from services.kit.sets import Answer
-from services.orchestrator import domain
-from services.orchestrator.domain import Attempt, Direction, Outcome, Reason, Saga, State
+from services.orchestrator import domain, store
+from services.orchestrator.domain import Attempt, Direction, Outcome, Reason, Saga, SagaKey, State
 from services.orchestrator.runner import Contract
 
 STATES = {
@@ -94,9 +96,22 @@ _EVENTS = {
     State.PARKED: events_pb2.OrderParked,
 }
 
+
+async def _recall(tx: Connection, keys: Sequence[SagaKey]) -> dict[SagaKey, pb.PlaceOrderResponse]:
+    """The answers of PlaceOrder: the orders whose sagas have ended, as they stand."""
+    return {
+        stored.saga.key: pb.PlaceOrderResponse(
+            order=order_message(stored.saga, pb.PlaceOrderRequest.FromString(stored.input))
+        )
+        for stored in await store.find_sagas(tx, keys)
+        if stored.saga.state.ended
+    }
+
+
+METHOD = "PlaceOrder"
+PACK = Pack(pb.PlaceOrderResponse, _recall)
+
 CONTRACT: Contract[pb.PlaceOrderResponse] = Contract(
-    method="PlaceOrder",
-    pack=Pack(pb.PlaceOrderResponse),
     read=pb.PlaceOrderRequest.FromString,
     answer=lambda saga, request: Answer(pb.PlaceOrderResponse(order=order_message(saga, request))),
     event=lambda saga, answer: _EVENTS[saga.state](order=answer.order),

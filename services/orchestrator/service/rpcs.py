@@ -20,7 +20,7 @@ from services.orchestrator import domain, store
 from services.orchestrator.domain import Saga, SagaKey
 from services.orchestrator.ownership import Ownership
 from services.orchestrator.runner import Engine, Running, still_under_way
-from services.orchestrator.service.messages import CONTRACT, STATES, order_message, saga_message
+from services.orchestrator.service.messages import METHOD, PACK, STATES, order_message, saga_message
 from services.orchestrator.service.requests import parse_order
 from services.orchestrator.store import StoredSaga
 
@@ -41,7 +41,7 @@ class OrchestratorService:
         self._engine = engine
         self._ownership = ownership
         self._placing = SetMethod(
-            f"{NAME}/{CONTRACT.method}",
+            f"{NAME}/{METHOD}",
             parse=parse_order,
             handle=self._place,
             batch_response=pb.BatchPlaceOrdersResponse,
@@ -72,9 +72,8 @@ class OrchestratorService:
         async def begin(
             tx: Connection, fresh: list[Command[pb.PlaceOrderRequest]]
         ) -> list[Answer[pb.PlaceOrderResponse] | Failed | None]:
-            begun.clear()  # the transaction may be tried again
             sagas = [_running(command, epoch) for command in fresh]
-            stored = [_stored(running) for running in sagas]
+            stored = [_stored(running, command) for running, command in zip(sagas, fresh, strict=True)]
             accepted = await store.insert_sagas(tx, stored, [r.request.order_reference for r in sagas])
             begun.update(
                 (identity(c), r) for c, r in zip(fresh, sagas, strict=True) if r.saga.saga_id in accepted
@@ -84,13 +83,19 @@ class OrchestratorService:
                 for r in sagas
             ]
 
-        outcomes = await begin_set(self._database, CONTRACT.method, commands, begin, CONTRACT.pack, deadline)
-        for running in begun.values():
-            self._engine.drive(running)
-        return [
-            Pending(begun[identity(command)].ended) if outcome is None else self._joined(command, outcome)
-            for command, outcome in zip(commands, outcomes, strict=True)
-        ]
+        outcomes = await begin_set(self._database, METHOD, commands, begin, PACK, deadline)
+        driven: set[Identity] = set()
+        results: list[OrderOutcome] = []
+        for command, outcome in zip(commands, outcomes, strict=True):
+            if outcome is not None:
+                results.append(self._joined(command, outcome))
+                continue
+            key = identity(command)
+            if key not in driven:
+                self._engine.drive(begun[key])
+            results.append(_pending(begun[key], replayed=key in driven))
+            driven.add(key)
+        return results
 
     def _joined(
         self, command: Command[pb.PlaceOrderRequest], outcome: Answer[pb.PlaceOrderResponse] | Failed
@@ -101,23 +106,21 @@ class OrchestratorService:
         saga_id = outcome.error.facts.get("resource_id", "")
         running = self._engine.running((command.merchant_id, saga_id))
         if running is not None:
-            return Pending(running.ended)
+            return _pending(running, replayed=True)
         return Failed(still_under_way(domain.order_id_of(saga_id)))
 
     async def GetOrder(self, request: pb.GetOrderRequest, context: Any) -> pb.GetOrderResponse:
-        saga, order, epoch = await self._find(
-            _order_key(request.merchant_id, request.order_id), request.order_id
-        )
+        saga, order, epoch = await self._find_order(request.merchant_id, request.order_id)
         return pb.GetOrderResponse(order=order_message(saga, order), saga=saga_message(saga, epoch))
 
     async def WatchOrder(
         self, request: pb.WatchOrderRequest, context: Any
     ) -> AsyncIterator[pb.WatchOrderResponse]:
-        key = _order_key(request.merchant_id, request.order_id)
+        key = (request.merchant_id, domain.saga_id_of(request.order_id))
         last: Saga | None = None
         while last is None or not last.state.ended:
             running = self._engine.running(key)
-            saga, order, epoch = await self._find(key, request.order_id)
+            saga, order, epoch = await self._find_order(request.merchant_id, request.order_id)
             if saga != last:
                 last = saga
                 yield pb.WatchOrderResponse(order=order_message(saga, order), saga=saga_message(saga, epoch))
@@ -131,7 +134,10 @@ class OrchestratorService:
         checks.text("merchant_id", request.merchant_id)
         checks.text("saga_id", request.saga_id)
         checks.done()
-        saga, _, epoch = await self._find((request.merchant_id, request.saga_id), request.saga_id)
+        found = await self._find((request.merchant_id, request.saga_id))
+        if found is None:
+            raise NotFound("UNKNOWN_SAGA", f"there is no saga {request.saga_id!r}")
+        saga, _, epoch = found
         return pb.GetSagaResponse(saga=saga_message(saga, epoch))
 
     async def ListSagas(self, request: pb.ListSagasRequest, context: Any) -> pb.ListSagasResponse:
@@ -152,17 +158,29 @@ class OrchestratorService:
         sagas = [saga_message(s.saga, s.owner_epoch, history=False) for s in page[:size]]
         return pb.ListSagasResponse(sagas=sagas, next_page_token=more)
 
-    async def _find(self, key: SagaKey, name: str) -> tuple[Saga, pb.PlaceOrderRequest, int]:
+    async def _find_order(self, merchant_id: str, order_id: str) -> tuple[Saga, pb.PlaceOrderRequest, int]:
+        checks = Checks()
+        checks.text("merchant_id", merchant_id)
+        checks.text("order_id", order_id)
+        checks.done()
+        found = await self._find((merchant_id, domain.saga_id_of(order_id)))
+        if found is None or found[0].order_id != order_id:
+            raise NotFound("UNKNOWN_ORDER", f"there is no order {order_id!r}")
+        return found
+
+    async def _find(self, key: SagaKey) -> tuple[Saga, pb.PlaceOrderRequest, int] | None:
         """The saga from memory if it is driven here, for that is ahead of the row."""
         running = self._engine.running(key)
         if running is not None:
             return running.saga, running.request, running.epoch
         stored = await store.find_saga(self._database, key)
         if stored is None:
-            raise NotFound(
-                "UNKNOWN_ORDER" if name.startswith("ord_") else "UNKNOWN_SAGA", f"there is no {name!r}"
-            )
+            return None
         return stored.saga, pb.PlaceOrderRequest.FromString(stored.input), stored.owner_epoch
+
+
+def _pending(running: Running, *, replayed: bool) -> Pending[pb.PlaceOrderResponse]:
+    return Pending(running.ended, {"order_id": running.saga.order_id}, replayed)
 
 
 def _running(command: Command[pb.PlaceOrderRequest], epoch: int) -> Running:
@@ -173,15 +191,15 @@ def _running(command: Command[pb.PlaceOrderRequest], epoch: int) -> Running:
         command.span, f"saga {saga.kind}", {"saga.id": saga_id, "saga.order_id": order_id}
     )
     ended = asyncio.get_running_loop().create_future()
-    return Running(saga, command.request, command.caller, command.key, epoch, span, ended)
+    return Running(saga, command.request, epoch, span, ended)
 
 
-def _stored(running: Running) -> StoredSaga:
+def _stored(running: Running, command: Command[pb.PlaceOrderRequest]) -> StoredSaga:
     return StoredSaga(
         running.saga,
         running.request.SerializeToString(),
-        running.caller,
-        running.key,
+        command.caller,
+        command.key,
         telemetry.traceparent_of(running.span),
         running.epoch,
     )
@@ -191,11 +209,3 @@ def _reference_exists(reference: str) -> Refused:
     return Refused(
         "ORDER_REFERENCE_EXISTS", f"another order is called {reference!r}", facts={"reference": reference}
     )
-
-
-def _order_key(merchant_id: str, order_id: str) -> SagaKey:
-    checks = Checks()
-    checks.text("merchant_id", merchant_id)
-    checks.text("order_id", order_id)
-    checks.done()
-    return (merchant_id, domain.saga_id_of(order_id))
