@@ -6,8 +6,9 @@ gathered into the next one.
 
 What is promised:
 
-* An idle coalescer starts at once. Only when a set is already under way does the next one linger, at most `linger_ms`,
-  for company.
+* An idle coalescer starts at once. While a set is under way, a small one lingers for company: until that one has ended,
+  or `company` commands have come, or `linger_ms` have passed. Between two sets of a rush, single calls gather for
+  `gather_ms`: answers go out together, so the next calls come in together.
 * Sets hold at most `set_size_max` commands and at most `sets_in_flight_max` are under way.
 * The queue holds at most `queue_max` commands; past that a submission is shed with `Overloaded` and nothing of it is
   accepted.
@@ -43,8 +44,15 @@ class Limits:
     """Larger sets gain little more per item and make everyone in them wait longer."""
     sets_in_flight_max: int = 2
     """Two keep both the event loop and the database busy; more only fight for the same rows."""
-    linger_ms: float = 2.0
-    """The price in latency that one caller may pay for company."""
+    company: int = 64
+    """A set of this size is worth starting beside one that is under way; a smaller one lingers."""
+    linger_ms: float = 20.0
+    """How long a small set lingers while another is under way; without one it does not linger at all. About what a set
+    takes: a second small one started earlier would only slow down the first, and cost as much as a large one."""
+    gather_ms: float = 2.0
+    """How long single calls wait for each other when nothing is under way, but something was a moment ago."""
+    busy_ms: float = 15.0
+    """What "a moment ago" means. A caller who sends one call after the other is alone, and never waits."""
     queue_max: int = 8_192
     """About two seconds of work at full speed: beyond that a caller is better off elsewhere or later."""
 
@@ -55,6 +63,7 @@ class _Group(Generic[C, O]):
 
     commands: Sequence[C]
     deadline: Deadline
+    single: bool
     done: asyncio.Future[None]
     outcomes: list[O | None]
     taken: int
@@ -75,19 +84,24 @@ class Coalescer(Generic[C, O]):
         self._handle = handle
         self._fail = fail
         self._limits = limits
+        self._worth_starting = min(limits.company, limits.set_size_max)
         self._queue: deque[_Group[C, O]] = deque()
         self._queued = 0
         self._in_flight: set[asyncio.Task[None]] = set()
         self._linger: asyncio.TimerHandle | None = None
+        self._last_end = float("-inf")
 
     @property
     def queued(self) -> int:
         """Commands that wait for a set."""
         return self._queued
 
-    async def submit(self, commands: Sequence[C], deadline: Deadline) -> list[O | None]:
+    async def submit(
+        self, commands: Sequence[C], deadline: Deadline, *, single: bool = False
+    ) -> list[O | None]:
         """The outcomes of `commands`, in order; None for those that are not ready by the deadline. Raises Overloaded
-        when the queue is full. A caller that goes away leaves its commands to be carried out."""
+        when the queue is full. A caller that goes away leaves its commands to be carried out. `single` says that others
+        like it are likely to come, each by itself."""
         if self._queued + len(commands) > self._limits.queue_max:
             raise Overloaded(
                 "OVERLOADED",
@@ -95,7 +109,9 @@ class Coalescer(Generic[C, O]):
                 retry_after_ms=OVERLOADED_RETRY_AFTER_MS,
             )
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        group: _Group[C, O] = _Group(commands, deadline, done, [None] * len(commands), 0, len(commands))
+        group: _Group[C, O] = _Group(
+            commands, deadline, single, done, [None] * len(commands), 0, len(commands)
+        )
         self._queue.append(group)
         self._queued += len(commands)
         self._pump()
@@ -111,12 +127,21 @@ class Coalescer(Generic[C, O]):
     def _pump(self, hurry: bool = False) -> None:
         """Start a set if one may start now; else see that somebody will."""
         while self._queue and len(self._in_flight) < self._limits.sets_in_flight_max:
-            if self._in_flight and self._queued < self._limits.set_size_max and not hurry:
+            linger_ms = 0.0 if hurry else self._linger_for_ms()
+            if linger_ms:
                 if self._linger is None:
-                    loop = asyncio.get_running_loop()
-                    self._linger = loop.call_later(self._limits.linger_ms / 1000, self._lingered)
+                    self._linger = asyncio.get_running_loop().call_later(linger_ms / 1000, self._lingered)
                 return
             self._start()
+
+    def _linger_for_ms(self) -> float:
+        """How long what is queued should wait for company."""
+        if self._queued >= self._worth_starting:
+            return 0.0
+        if self._in_flight:
+            return self._limits.linger_ms
+        busy = asyncio.get_running_loop().time() - self._last_end < self._limits.busy_ms / 1000
+        return self._limits.gather_ms if busy and all(group.single for group in self._queue) else 0.0
 
     def _lingered(self) -> None:
         self._linger = None
@@ -145,6 +170,7 @@ class Coalescer(Generic[C, O]):
 
     def _worked(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
+        self._last_end = asyncio.get_running_loop().time()
         self._pump()
 
     async def _work(self, slices: list[tuple[_Group[C, O], int, int]]) -> None:

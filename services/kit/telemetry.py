@@ -73,6 +73,11 @@ def set_up(service: str) -> None:
     trace.set_tracer_provider(provider)
 
 
+def tracing() -> bool:
+    """Whether spans go anywhere at all."""
+    return isinstance(trace.get_tracer_provider(), TracerProvider)
+
+
 def shut_down() -> None:
     """Send what has not been sent yet."""
     provider = trace.get_tracer_provider()

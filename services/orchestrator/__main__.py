@@ -35,8 +35,6 @@ async def wire(process: Process, config: OrchestratorConfig) -> None:
     )
     process.background("lease", ownership.keep)
     process.background("takeover", ownership.take_over)
-    for lane in engine.lanes():
-        process.background(f"lane {lane.name}", lane.run)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""A queue of due things and the loops that take them in sets.
+"""A queue of due things that are taken in sets.
 
-Every step of a saga has a lane for its do and one for its undo. A loop takes whatever is due, up to a set, and works on
-it as one; while it works, the next set gathers by itself. When a set fails as a whole, its members are tried one by one
-after a pause: nothing is dropped, one that cannot succeed does not hold up the others, and one broken lane does not
-hold up another.
+Every step of a saga has a lane for its do and one for its undo. Whatever is due is worked on as one set; while it is,
+the next set gathers by itself. A second set is started beside the first when it is worth it: when it has grown, or when
+the first takes its time (a slow bank must not hold up the others). When a set fails as a whole, its members are tried
+one by one after a pause: nothing is dropped, one that cannot succeed does not hold up the others, and one broken lane
+does not hold up another.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 SET_SIZE_MAX = 256
-LOOPS = 1
-"""One set under way per lane: the other lanes keep us busy meanwhile, and the next set grows."""
+SETS_IN_FLIGHT_MAX = 4
+"""A slow set or two leave room for others; more at once would only make them smaller."""
+COMPANY = 64
+"""A set of this size is worth starting beside one that is under way."""
+LINGER_SECONDS = 0.02
+"""How long a smaller one waits for that; about what a set takes."""
 RETRY_SECONDS = 0.5
-"""Pause before a set that failed as a whole (a database that is away, a defect) is tried again."""
+"""Pause before the members of a set that failed (a database that is away, a defect) are tried again."""
 
 
 class Lane(Generic[T]):
@@ -33,25 +38,45 @@ class Lane(Generic[T]):
         self._work = work
         self._due: deque[T] = deque()
         self._suspects: deque[T] = deque()
-        self._more = asyncio.Event()
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._linger: asyncio.TimerHandle | None = None
+        self._woken = False
 
     def put(self, item: T) -> None:
-        """The item is due now."""
+        """The item is due now. It is taken at the end of this turn of the event loop, together with what else becomes
+        due in it: a wave moves on as a wave."""
         self._due.append(item)
-        self._more.set()
+        if not self._woken:
+            self._woken = True
+            asyncio.get_running_loop().call_soon(self._wake)
 
-    async def run(self) -> None:
-        """Work for ever."""
-        await asyncio.gather(*(self._loop() for _ in range(LOOPS)))
+    def _wake(self) -> None:
+        self._woken = False
+        self._pump()
 
-    async def _loop(self) -> None:
-        while True:
-            await self._more.wait()
-            for taken in (self._take(self._due, SET_SIZE_MAX), self._take(self._suspects, 1)):
-                if taken:
-                    await self._try(taken)
-            if not self._due and not self._suspects:
-                self._more.clear()
+    def _pump(self, hurry: bool = False) -> None:
+        """Start a set if one may start now; else see that somebody will."""
+        while (self._due or self._suspects) and len(self._in_flight) < SETS_IN_FLIGHT_MAX:
+            if self._in_flight and len(self._due) < COMPANY and not hurry:
+                if self._linger is None:
+                    self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._lingered)
+                return
+            hurry = False
+            taken = self._take(self._due, SET_SIZE_MAX) or self._take(self._suspects, 1)
+            task = asyncio.create_task(self._try(taken), name=f"lane {self.name}")
+            self._in_flight.add(task)
+            task.add_done_callback(self._worked)
+
+    def _lingered(self) -> None:
+        self._linger = None
+        self._pump(hurry=True)
+
+    def _worked(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
+        if self._linger is not None and not self._in_flight:
+            self._linger.cancel()
+            self._linger = None
+        self._pump()
 
     @staticmethod
     def _take(queue: deque[T], size_max: int) -> list[T]:
@@ -66,4 +91,4 @@ class Lane(Generic[T]):
 
     def _suspect(self, items: list[T]) -> None:
         self._suspects.extend(items)
-        self._more.set()
+        self._pump()

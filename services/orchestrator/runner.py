@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -87,10 +87,6 @@ class Engine:
             for step in domain.PLACE.steps
             for direction in Direction
         }
-
-    def lanes(self) -> Iterable[Lane[Running]]:
-        """All lanes, to be run in the background."""
-        return (self._saves, *self._lanes.values())
 
     def read(self, stored: bytes) -> Any:
         """The request that is stored with a saga."""

@@ -81,7 +81,7 @@ async def save_sagas(tx: Connection, sagas: Sequence[Saga], epoch: int) -> set[s
     cursor = await tx.execute(
         """
         UPDATE sagas AS s
-        SET state = n.state, steps = n.steps::jsonb, history = n.history::jsonb, reason = n.reason::jsonb,
+        SET state = n.state, steps = n.steps::json, history = n.history::json, reason = n.reason::json,
             ended_at = timestamptz 'epoch' + n.ended_at_ms * interval '1 millisecond'
         FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(states)b::text[], %(steps)b::text[],
                     %(histories)b::text[], %(reasons)b::text[], %(ended)b::bigint[])
@@ -169,10 +169,11 @@ async def save_lease(database: Database, epoch: int, lease_seconds: float) -> bo
             """
             UPDATE instances SET lease_until = now() + make_interval(secs => %(seconds)s)
             WHERE epoch = %(epoch)s AND lease_until > now()
+            RETURNING epoch
             """,
             {"epoch": epoch, "seconds": lease_seconds},
         )
-        return cursor.rowcount == 1
+        return await cursor.fetchone() is not None
 
     return await database.transact(work)
 

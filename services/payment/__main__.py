@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from paymesh.payment.v1 import payment_pb2_grpc
+from functools import partial
 
+from paymesh.payment.v1 import payment_pb2_grpc
 from services.kit.process import Process, run
 from services.kit.rpc.client import open_channel
 from services.payment.clients import FraudClient, Processor
 from services.payment.config import PaymentConfig
-from services.payment.runner import Resolver
+from services.payment.runner import Resolver, watch_waiting
 from services.payment.service import NAME, PaymentService
 
 
@@ -26,6 +27,7 @@ async def wire(process: Process, config: PaymentConfig) -> None:
     resolver = Resolver(process.database, service, processor, config)
     process.serve(payment_pb2_grpc.add_PaymentServiceServicer_to_server, service, NAME)
     process.background("resolver", resolver.run)
+    process.background("waiting", partial(watch_waiting, process.database))
 
 
 if __name__ == "__main__":

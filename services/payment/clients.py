@@ -7,14 +7,15 @@ value: a lost answer is a fact to be recorded, not an exception to be handled so
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import grpc.aio
 from opentelemetry.trace import Span
+
 from paymesh.bank.v1 import bank_pb2, bank_pb2_grpc
 from paymesh.fraud.v1 import fraud_pb2, fraud_pb2_grpc
 from paymesh.money.v1 import money_pb2
-
+from paymesh.result.v1 import failure_pb2
 from services.kit.deadline import Deadline
 from services.kit.errors import Kind, NotFound, PaymeshError, Refused
 from services.kit.rpc.client import call
@@ -35,8 +36,7 @@ from services.payment.domain import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """A payment that others are asked about."""
 
     payment: Payment
@@ -94,7 +94,9 @@ def _verdict(result: fraud_pb2.AssessPaymentResult) -> Verdict | PaymeshError:
     rules = assessment.fired_rules
     reason = rules[0].rule.upper() if rules else ""
     approved = assessment.decision == fraud_pb2.DECISION_APPROVE
-    return Verdict(approved, assessment.score_milli, "" if approved else f"FRAUD_{reason}" if reason else "FRAUD")
+    return Verdict(
+        approved, assessment.score_milli, "" if approved else f"FRAUD_{reason}" if reason else "FRAUD"
+    )
 
 
 class Processor:
@@ -109,12 +111,17 @@ class Processor:
         request = bank_pb2.BatchAuthorizeRequest(items=[_authorization(a) for a in asked])
         try:
             response = await call(
-                self._stub.BatchAuthorize, request, deadline.clamp(self._seconds), spans=[a.span for a in asked]
+                self._stub.BatchAuthorize,
+                request,
+                deadline.clamp(self._seconds),
+                spans=[a.span for a in asked],
             )
         except PaymeshError as error:
             return [_lost(error)] * len(asked)
         return [
-            _authorized(r.response.authorization) if r.WhichOneof("outcome") == "response" else _failed(r.failure)
+            _authorized(r.response.authorization)
+            if r.WhichOneof("outcome") == "response"
+            else _failed(r.failure)
             for r in response.results
         ]
 
@@ -123,7 +130,10 @@ class Processor:
         request = bank_pb2.BatchVoidRequest(items=[_void(payment, span) for payment, span in asked])
         try:
             response = await call(
-                self._stub.BatchVoid, request, deadline.clamp(self._seconds), spans=[span for _, span in asked]
+                self._stub.BatchVoid,
+                request,
+                deadline.clamp(self._seconds),
+                spans=[span for _, span in asked],
             )
         except PaymeshError as error:
             return [_lost(error)] * len(asked)
@@ -203,8 +213,8 @@ def _authorized(authorization: bank_pb2.Authorization) -> Authorization:
     return Lost(f"STATE_{authorization.state}")
 
 
-def _failed(failure: object) -> Lost | RefusedByProcessor:
-    error = from_failure(failure)  # type: ignore[arg-type]  # always a Failure
+def _failed(failure: failure_pb2.Failure) -> Lost | RefusedByProcessor:
+    error = from_failure(failure)
     if isinstance(error, Refused | NotFound) or error.kind is Kind.INVALID:
         return RefusedByProcessor(error.reason)
     return _lost(error)

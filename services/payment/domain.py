@@ -3,21 +3,21 @@
 A payment is the fold of its events. The table of transitions is `apply`; nothing else changes a payment.
 
     (none) ─initiated─► AUTHORIZING ─authorized─► AUTHORIZED ─void requested─► VOIDING ─voided─► VOIDED
-                          │  │  │                     ▲                          │
-                          │  │  └─declined─► DECLINED └────────void refused──────┘
-                          │  └─rejected─► REJECTED
-                          └─failed─► FAILED ─late approval found─► VOIDING
+                          │  │  │                     ▲                        │  ▲
+                          │  │  └─declined─► DECLINED └──────void refused──────┘  │
+                          │  └─rejected─► REJECTED                                │
+                          └─failed─► FAILED ─late approval found──────────────────┘
 
 In AUTHORIZING and VOIDING the processor has been, or is about to be, asked; `outcome unknown` marks that its answer
-was lost.
+was lost. A hold that was found after its payment had failed is let go at once, and only that: nobody may use it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from services.kit.errors import InProgress, NotFound, PaymeshError, Refused
 from services.kit.money import Money
@@ -64,16 +64,14 @@ class EventType(StrEnum):
     LATE_APPROVAL = "PaymentLateApprovalFound"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One thing that happened. `data` holds JSON values only."""
 
     type: EventType
     data: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Authorize:
+class Authorize(NamedTuple):
     """A wish to hold money on a card."""
 
     merchant_id: str
@@ -103,8 +101,7 @@ class Void:
     note: str
 
 
-@dataclass(frozen=True, slots=True)
-class Payment:
+class Payment(NamedTuple):
     """A payment as its events add up to it."""
 
     merchant_id: str
@@ -131,9 +128,13 @@ class Payment:
         holding = self.state in (State.AUTHORIZED, State.VOIDING)
         return self.amount if holding else Money(0, self.amount.currency)
 
+    @property
+    def found_late(self) -> bool:
+        """Whether its hold was found after it had failed: only then it has both a hold and a reason for failing."""
+        return self.state is State.VOIDING and self.decline_reason != ""
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+
+class Verdict(NamedTuple):
     """The fraud check's answer."""
 
     approved: bool
@@ -141,16 +142,14 @@ class Verdict:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Approved:
+class Approved(NamedTuple):
     """The card's bank holds the amount."""
 
     reference: str
     auth_code: str
 
 
-@dataclass(frozen=True, slots=True)
-class Declined:
+class Declined(NamedTuple):
     """The card's bank said no."""
 
     reference: str
@@ -167,15 +166,13 @@ class Absent:
     """The processor knows of no operation under the key."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(NamedTuple):
     """The processor's answer did not arrive, or is still to come; the operation may have been carried out."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class RefusedByProcessor:
+class RefusedByProcessor(NamedTuple):
     """The processor will not do it, ever."""
 
     reason: str
@@ -224,46 +221,43 @@ def wish_of(merchant_id: str, initiated: Mapping[str, Any]) -> Authorize:
 
 def apply(payment: Payment, event: Event) -> Payment:
     """The payment after one more event. Raises AssertionError for an event that cannot follow."""
-    after = replace(payment, version=payment.version + 1, unknown_outcome=UnknownOutcome.NONE)
+    after = payment._replace(version=payment.version + 1, unknown_outcome=UnknownOutcome.NONE)
     data = event.data
     match (payment.state, event.type):
         case (State.AUTHORIZING, EventType.AUTHORIZED):
-            return replace(
-                after,
+            return after._replace(
                 state=State.AUTHORIZED,
                 auth_code=data["auth_code"],
                 processor_reference=data["processor_reference"],
                 fraud_score_milli=data["fraud_score_milli"],
             )
         case (State.AUTHORIZING, EventType.DECLINED):
-            return replace(
-                after,
+            return after._replace(
                 state=State.DECLINED,
                 decline_reason=data["reason"],
                 processor_reference=data["processor_reference"],
                 fraud_score_milli=data["fraud_score_milli"],
             )
         case (State.AUTHORIZING, EventType.REJECTED):
-            return replace(
-                after,
+            return after._replace(
                 state=State.REJECTED,
                 decline_reason=data["reason"],
                 fraud_score_milli=data["fraud_score_milli"],
             )
         case (State.AUTHORIZING, EventType.FAILED):
-            return replace(after, state=State.FAILED, decline_reason=data["reason"])
+            return after._replace(state=State.FAILED, decline_reason=data["reason"])
         case (State.AUTHORIZING, EventType.OUTCOME_UNKNOWN):
-            return replace(after, unknown_outcome=UnknownOutcome.AUTHORIZATION)
+            return after._replace(unknown_outcome=UnknownOutcome.AUTHORIZATION)
         case (State.AUTHORIZED, EventType.VOID_REQUESTED):
-            return replace(after, state=State.VOIDING)
+            return after._replace(state=State.VOIDING)
         case (State.VOIDING, EventType.OUTCOME_UNKNOWN):
-            return replace(after, unknown_outcome=UnknownOutcome.VOID)
+            return after._replace(unknown_outcome=UnknownOutcome.VOID)
         case (State.VOIDING, EventType.VOIDED):
-            return replace(after, state=State.VOIDED)
+            return after._replace(state=State.VOIDED)
         case (State.VOIDING, EventType.VOID_REFUSED):
-            return replace(after, state=State.AUTHORIZED)
+            return after._replace(state=State.AUTHORIZED)
         case (State.FAILED, EventType.LATE_APPROVAL):
-            return replace(after, state=State.VOIDING, processor_reference=data["processor_reference"])
+            return after._replace(state=State.VOIDING, processor_reference=data["processor_reference"])
     raise AssertionError(f"{event.type} cannot happen to a payment that is {payment.state}")
 
 
@@ -272,15 +266,30 @@ def fold(merchant_id: str, payment_id: str, created_at_ms: int, events: Sequence
     first, *rest = events
     assert first.type is EventType.INITIATED, f"{payment_id} begins with {first.type}"
     wish = wish_of(merchant_id, first.data)
-    payment = Payment(merchant_id, payment_id, wish.order_id, wish.amount, State.AUTHORIZING, 1, created_at_ms)
+    payment = Payment(
+        merchant_id, payment_id, wish.order_id, wish.amount, State.AUTHORIZING, 1, created_at_ms
+    )
     for event in rest:
         payment = apply(payment, event)
     return payment
 
 
-def after_fraud(verdict: Verdict) -> Event | None:
-    """The event that a fraud check causes; None to go on."""
-    if verdict.approved:
+def first_outcome(
+    merchant_id: str, payment_id: str, created_at_ms: int, events: Sequence[Event]
+) -> Payment | None:
+    """The payment as it was when its authorization had ended; None when it has not."""
+    for place, event in enumerate(events):
+        if event.type in _AUTHORIZATION_ENDS:
+            return fold(merchant_id, payment_id, created_at_ms, events[: place + 1])
+    return None
+
+
+_AUTHORIZATION_ENDS = (EventType.AUTHORIZED, EventType.DECLINED, EventType.REJECTED, EventType.FAILED)
+
+
+def after_fraud(payment: Payment, verdict: Verdict) -> Event | None:
+    """The event that a fraud check causes; None to go on, or when it changes nothing any more."""
+    if verdict.approved or payment.state is not State.AUTHORIZING:
         return None
     return Event(EventType.REJECTED, {"reason": verdict.reason, "fraud_score_milli": verdict.score_milli})
 
@@ -293,7 +302,11 @@ def after_authorization(payment: Payment, answer: Authorization, score_milli: in
         return None
     match answer:
         case Approved(reference, auth_code):
-            data = {"auth_code": auth_code, "processor_reference": reference, "fraud_score_milli": score_milli}
+            data = {
+                "auth_code": auth_code,
+                "processor_reference": reference,
+                "fraud_score_milli": score_milli,
+            }
             return Event(EventType.AUTHORIZED, data)
         case Declined(reference, reason):
             data = {"reason": reason, "processor_reference": reference, "fraud_score_milli": score_milli}
@@ -301,7 +314,7 @@ def after_authorization(payment: Payment, answer: Authorization, score_milli: in
         case Gone():
             return Event(EventType.FAILED, {"reason": "CANCELLED_AT_PROCESSOR"})
         case RefusedByProcessor(reason):
-            return Event(EventType.FAILED, {"reason": reason})
+            return Event(EventType.FAILED, {"reason": reason or "REFUSED"})
         case Lost(reason):
             return _unknown(payment, UnknownOutcome.AUTHORIZATION, reason)
 
@@ -313,9 +326,10 @@ def after_void(payment: Payment, answer: Letting) -> Event | None:
     match answer:
         case Gone():
             return Event(EventType.VOIDED, {})
-        case RefusedByProcessor(reason):
+        case RefusedByProcessor(reason) if not payment.found_late:
             return Event(EventType.VOID_REFUSED, {"reason": reason})
-        case Lost(reason):
+        case RefusedByProcessor(reason) | Lost(reason):
+            # A hold that was found late has no AUTHORIZED to go back to; it waits, in sight, and is asked for again.
             return _unknown(payment, UnknownOutcome.VOID, reason)
 
 
@@ -346,7 +360,9 @@ def answer_to_void(payment: Payment) -> Payment | PaymeshError:
     """What the caller of VoidPayment is told after the processor was asked."""
     if payment.state is State.AUTHORIZED:
         return Refused(
-            "VOID_REFUSED", "the processor will not let go of the hold", facts={"payment_id": payment.payment_id}
+            "VOID_REFUSED",
+            "the processor will not let go of the hold",
+            facts={"payment_id": payment.payment_id},
         )
     return in_progress(payment) if payment.state is State.VOIDING else payment
 
@@ -361,9 +377,33 @@ def in_progress(payment: Payment) -> InProgress:
     )
 
 
+def settled_elsewhere(payment: Payment) -> InProgress:
+    """Somebody else wrote the outcome down while this asker waited. The answer that stands under the key is the first
+    one, and the payment may have moved on since: the asker is sent to it."""
+    return InProgress(
+        "IN_PROGRESS",
+        f"payment {payment.payment_id} was settled by another process; ask again with the same key for the answer",
+        facts={"payment_id": payment.payment_id},
+        retry_after_ms=1,
+    )
+
+
+def not_written_down(payment: Payment, why: PaymeshError) -> InProgress:
+    """The processor was asked, but its answer could not be stored."""
+    return InProgress(
+        "OUTCOME_UNKNOWN",
+        f"what became of payment {payment.payment_id} could not be written down ({why.reason}); ask again with the"
+        " same key",
+        facts={"payment_id": payment.payment_id},
+        retry_after_ms=RETRY_AFTER_MS,
+    )
+
+
 def order_already_paid(order_id: str) -> Refused:
     """Another key has a live payment for this order."""
-    return Refused("ORDER_ALREADY_PAID", f"order {order_id!r} has a live payment under another idempotency key")
+    return Refused(
+        "ORDER_ALREADY_PAID", f"order {order_id!r} has a live payment under another idempotency key"
+    )
 
 
 def no_payment(payment_id: str) -> NotFound:
@@ -374,41 +414,3 @@ def no_payment(payment_id: str) -> NotFound:
 def nothing_authorized(merchant_id: str) -> Payment:
     """What a void by key returns when there never was a payment, and never will be."""
     return Payment(merchant_id, "", "", Money(0, ""), State.VOIDED, 0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of a journal: debits are positive, credits negative."""
-
-    merchant_id: str
-    journal_id: str
-    line: int
-    account: str
-    amount: Money
-
-
-HOLDS = "holds"
-HOLDS_CONTROL = "holds_control"
-
-
-def journal(before: Payment, after: Payment) -> list[Entry]:
-    """What an event books: the change of what is held, against the control account."""
-    change = _booked(after) - _booked(before)
-    if not change:
-        return []
-    number = f"{after.payment_id}/{after.version}"
-    amount = Money(change, after.amount.currency)
-    return [
-        Entry(after.merchant_id, number, 1, HOLDS, amount),
-        Entry(after.merchant_id, number, 2, HOLDS_CONTROL, -amount),
-    ]
-
-
-def _booked(payment: Payment) -> int:
-    """A hold that was found late was never booked and is let go at once: only what has an authorization code counts."""
-    return payment.held.amount_minor if payment.auth_code else 0
-
-
-def entries(changes: Iterable[tuple[Payment, Payment]]) -> list[Entry]:
-    """The journals of a set of changes, (before, after) each."""
-    return [entry for before, after in changes for entry in journal(before, after)]

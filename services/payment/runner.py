@@ -12,7 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+
+from prometheus_client import Gauge
 
 from services.kit.backoff import Backoff
 from services.kit.db import Connection, Database
@@ -21,15 +24,46 @@ from services.kit.idempotency import Identity
 from services.payment import domain, store
 from services.payment.clients import Asked, Processor
 from services.payment.config import PaymentConfig
-from services.payment.domain import Absent, Event, EventType, Payment, PaymentKey, State
-from services.payment.outcomes import AUTHORIZE, VOID, Told, record
+from services.payment.domain import Absent, Authorization, Event, EventType, Lost, Payment, PaymentKey, State
 from services.payment.service import PaymentService
+from services.payment.service.outcomes import AUTHORIZE, VOID, Told, record
 
 log = logging.getLogger(__name__)
 
 TAKE_MAX = 200
 ROUND_SECONDS = 10.0
 """Time for one round; also for how long taken payments are left alone by other resolvers."""
+WATCH_SECONDS = 2.0
+"""How old the numbers about waiting payments may be; alerts look at minutes."""
+
+WAITING = Gauge("paymesh_payment_waiting", "Payments that wait for the processor.")
+WAITING_SECONDS = Gauge(
+    "paymesh_payment_waiting_seconds_max", "How long the payment has waited that has waited longest."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A payment that was taken."""
+
+    payment: Payment
+    attempts: int
+    """How often it has been taken, this time included."""
+    again_seconds: float
+    """When to try again, should this attempt not end it."""
+    events: Sequence[Event]
+
+    @property
+    def asked(self) -> Asked:
+        """What others were asked, and are to be asked again."""
+        return Asked(self.payment, domain.wish_of(self.payment.merchant_id, self.events[0].data), None)
+
+    def asker(self, type_: EventType) -> Identity | None:
+        """The key whose caller waits, according to the newest event of that type."""
+        for event in reversed(self.events):
+            if event.type is type_:
+                return (self.payment.merchant_id, event.data["caller"], event.data["idempotency_key"])
+        return None
 
 
 class Resolver:
@@ -42,7 +76,9 @@ class Resolver:
         self._service = service
         self._processor = processor
         self._poll_seconds = config.resolve_poll_ms / 1000
-        self._backoff = Backoff(config.resolve_first_ms, 2, config.resolve_max_ms, config.resolve_attempts_max)
+        self._backoff = Backoff(
+            config.resolve_first_ms, 2, config.resolve_max_ms, config.resolve_attempts_max
+        )
 
     async def run(self) -> None:
         """Resolve for ever."""
@@ -52,77 +88,98 @@ class Resolver:
 
     async def resolve_due(self) -> int:
         """One round: take what is due and try to finish it. Returns how many were taken."""
-
-        async def take(tx: Connection) -> tuple[list[tuple[Payment, int]], dict[PaymentKey, list[Event]]]:
-            taken = await store.take_unresolved(tx, TAKE_MAX, ROUND_SECONDS)
-            events: dict[PaymentKey, list[Event]] = {}
-            if taken:
-                for one in await store.list_events(tx, [payment.key for payment, _ in taken]):
-                    events.setdefault((one.merchant_id, one.payment_id), []).append(one.event)
-            return taken, events
-
-        taken, events = await self._database.transact(take)
+        taken = await self._database.transact(self._take)
         if not taken:
             return 0
         log.info("resolving %d payments", len(taken))
         deadline = Deadline.after(ROUND_SECONDS)
         await asyncio.gather(
-            self._authorizations([t for t in taken if t[0].state is State.AUTHORIZING], events, deadline),
-            self._voids([t for t in taken if t[0].state is State.VOIDING], events, deadline),
+            self._authorizations([t for t in taken if t.payment.state is State.AUTHORIZING], deadline),
+            self._voids([t for t in taken if t.payment.state is State.VOIDING], deadline),
         )
         return len(taken)
 
-    async def _authorizations(
-        self,
-        taken: Sequence[tuple[Payment, int]],
-        events: dict[PaymentKey, list[Event]],
-        deadline: Deadline,
-    ) -> None:
+    async def _take(self, tx: Connection) -> list[_Open]:
+        taken = await store.take_unresolved(tx, TAKE_MAX, ROUND_SECONDS)
+        events: dict[PaymentKey, list[Event]] = {payment.key: [] for payment, _ in taken}
+        for one in await store.list_events(tx, list(events)) if taken else []:
+            events[(one.merchant_id, one.payment_id)].append(one.event)
+        return [
+            _Open(payment, attempts, self._backoff.delay_ms(attempts) / 1000, events[payment.key])
+            for payment, attempts in taken
+        ]
+
+    async def _authorizations(self, taken: Sequence[_Open], deadline: Deadline) -> None:
+        """What is known is written down at once; it does not wait for what has to be asked for again."""
         if not taken:
             return
-        answers = await self._processor.look_up([payment for payment, _ in taken], deadline)
-        told: list[Told] = []
-        resend: list[tuple[Asked, Identity, float]] = []
-        for (payment, attempts), answer in zip(taken, answers, strict=True):
-            initiated = events[payment.key][0].data
-            asker = (payment.merchant_id, initiated["caller"], initiated["idempotency_key"])
-            again = self._backoff.delay_ms(attempts) / 1000
-            if not isinstance(answer, Absent | domain.Lost):
-                decide = partial(domain.after_authorization, answer=answer, score_milli=payment.fraud_score_milli)
-            elif self._backoff.exhausted(attempts):
-                cancelled = await self._processor.cancel(payment, deadline)
-                log.warning("cancelled %s at the processor after %d attempts", payment.payment_id, attempts)
-                decide = partial(domain.after_authorization, answer=cancelled, score_milli=payment.fraud_score_milli)
+        answers = await self._processor.look_up([t.payment for t in taken], deadline)
+        known: list[tuple[_Open, Authorization]] = []
+        hopeless: list[_Open] = []
+        absent: list[_Open] = []
+        for one, answer in zip(taken, answers, strict=True):
+            if isinstance(answer, Absent | Lost) and self._backoff.exhausted(one.attempts):
+                hopeless.append(one)
             elif isinstance(answer, Absent):
-                wish = domain.wish_of(payment.merchant_id, initiated)
-                resend.append((Asked(payment, wish, None), asker, again))
-                continue
+                absent.append(one)
             else:
-                decide = partial(domain.after_authorization, answer=answer, score_milli=payment.fraud_score_milli)
-            told.append(Told(payment.key, decide, asker, None, again))
-        resent = await self._service.ask_for_authorizations([r[0] for r in resend], [r[1] for r in resend], deadline)
-        told += [_postponed(one, again) for one, (_, _, again) in zip(resent, resend, strict=True)]
-        await record(self._database, AUTHORIZE, told, deadline)
+                known.append((one, answer))
+        await asyncio.gather(
+            self._finish(known, deadline),
+            *(self._cancel(one, deadline) for one in hopeless),
+            self._send_again(absent, deadline),
+        )
 
-    async def _voids(
-        self,
-        taken: Sequence[tuple[Payment, int]],
-        events: dict[PaymentKey, list[Event]],
-        deadline: Deadline,
-    ) -> None:
+    async def _finish(self, known: Sequence[tuple[_Open, Authorization]], deadline: Deadline) -> None:
+        found = [one for one, answer in known if not isinstance(answer, Lost)]
+        scores = await self._service.scores([one.asked for one in found], deadline)
+        score_of = {one.payment.key: score for one, score in zip(found, scores, strict=True)}
+        told = [
+            _told_of_authorization(one, answer, score_of.get(one.payment.key, 0)) for one, answer in known
+        ]
+        await record(self._database, AUTHORIZE, told)
+
+    async def _cancel(self, one: _Open, deadline: Deadline) -> None:
+        answer = await self._processor.cancel(one.payment, deadline)
+        if not isinstance(answer, Lost):
+            log.warning(
+                "cancelled %s at the processor after %d attempts", one.payment.payment_id, one.attempts
+            )
+        await record(self._database, AUTHORIZE, [_told_of_authorization(one, answer, 0)])
+
+    async def _send_again(self, absent: Sequence[_Open], deadline: Deadline) -> None:
+        asked = [one.asked for one in absent]
+        askers = [one.asker(EventType.INITIATED) for one in absent]
+        waits = [one.again_seconds for one in absent]
+        told = await self._service.ask_for_authorizations(asked, askers, waits, deadline)
+        await record(self._database, AUTHORIZE, told)
+
+    async def _voids(self, taken: Sequence[_Open], deadline: Deadline) -> None:
         if not taken:
             return
-        answers = await self._processor.void([(payment, None) for payment, _ in taken], deadline)
-        told = []
-        for (payment, attempts), answer in zip(taken, answers, strict=True):
-            requested = [e.data for e in events[payment.key] if e.type is EventType.VOID_REQUESTED]
-            asker = (
-                (payment.merchant_id, requested[-1]["caller"], requested[-1]["idempotency_key"]) if requested else None
+        answers = await self._processor.void([(t.payment, None) for t in taken], deadline)
+        told = [
+            Told(
+                one.payment,
+                partial(domain.after_void, answer=answer),
+                one.asker(EventType.VOID_REQUESTED),
+                None,
+                one.again_seconds,
             )
-            again = self._backoff.delay_ms(attempts) / 1000
-            told.append(Told(payment.key, partial(domain.after_void, answer=answer), asker, None, again))
-        await record(self._database, VOID, told, deadline)
+            for one, answer in zip(taken, answers, strict=True)
+        ]
+        await record(self._database, VOID, told)
 
 
-def _postponed(told: Told, seconds: float) -> Told:
-    return Told(told.key, told.decide, told.asker, told.span, seconds)
+def _told_of_authorization(one: _Open, answer: Authorization, score_milli: int) -> Told:
+    decide = partial(domain.after_authorization, answer=answer, score_milli=score_milli)
+    return Told(one.payment, decide, one.asker(EventType.INITIATED), None, one.again_seconds)
+
+
+async def watch_waiting(database: Database) -> None:
+    """Keep the numbers about waiting payments up to date, for ever."""
+    while True:
+        count, seconds = await store.count_waiting(database)
+        WAITING.set(count)
+        WAITING_SECONDS.set(seconds)
+        await asyncio.sleep(WATCH_SECONDS)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from services.kit.db import Connection, Database
 from services.kit.money import Money
-from services.payment.domain import Entry, Event, EventType, Payment, PaymentKey, State, UnknownOutcome
+from services.payment.domain import Event, EventType, Payment, PaymentKey, State, UnknownOutcome
+from services.payment.ledger import Entry
 
 _COLUMNS = """merchant_id, payment_id, order_id, amount_minor, currency, state, version,
     (extract(epoch FROM created_at) * 1000)::bigint, unknown_outcome, auth_code, processor_reference, decline_reason,
     fraud_score_milli"""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """An event as it is stored."""
 
     merchant_id: str
@@ -35,6 +34,9 @@ class Record:
 async def insert_payments(tx: Connection, payments: Sequence[Payment], intent_seconds: float) -> set[str]:
     """Record intents; returns the ids of those whose order has no other live payment. The resolver looks at them after
     `intent_seconds`, unless they have ended by then."""
+    # By order, so that two sets that want the same orders wait for each other in one direction only. Of two payments
+    # for one order the first of the set wins: sorting keeps their sequence.
+    payments = sorted(payments, key=lambda p: (p.merchant_id, p.order_id))
     cursor = await tx.execute(
         """
         INSERT INTO payments (merchant_id, payment_id, order_id, amount_minor, currency, state, version, resolve_at)
@@ -42,7 +44,7 @@ async def insert_payments(tx: Connection, payments: Sequence[Payment], intent_se
                now() + make_interval(secs => %(seconds)s)
         FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(orders)b::text[], %(amounts)b::bigint[],
                     %(currencies)b::text[]) AS new (merchant_id, payment_id, order_id, amount_minor, currency)
-        ON CONFLICT DO NOTHING
+        ON CONFLICT (merchant_id, order_id) WHERE state = 'AUTHORIZING' DO NOTHING
         RETURNING payment_id
         """,
         {
@@ -63,7 +65,7 @@ async def insert_events(tx: Connection, records: Sequence[Record]) -> None:
     await tx.execute(
         """
         INSERT INTO payment_events (merchant_id, payment_id, version, type, data)
-        SELECT merchant_id, payment_id, version, type, data::jsonb
+        SELECT merchant_id, payment_id, version, type, data::json
         FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(versions)b::int[], %(types)b::text[], %(data)b::text[])
              AS new (merchant_id, payment_id, version, type, data)
         """,
@@ -131,7 +133,8 @@ async def postpone(tx: Connection, delays: Sequence[tuple[PaymentKey, float]]) -
     await tx.execute(
         """
         UPDATE payments AS p SET resolve_at = now() + make_interval(secs => d.seconds)
-        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(seconds)b::float8[]) AS d (merchant_id, payment_id, seconds)
+        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(seconds)b::float8[])
+             AS d (merchant_id, payment_id, seconds)
         WHERE p.merchant_id = d.merchant_id AND p.payment_id = d.payment_id
         """,
         {
@@ -163,9 +166,7 @@ async def insert_entries(tx: Connection, entries: Sequence[Entry]) -> None:
     )
 
 
-async def take_unresolved(
-    tx: Connection, limit: int, lease_seconds: float
-) -> list[tuple[Payment, int]]:
+async def take_unresolved(tx: Connection, limit: int, lease_seconds: float) -> list[tuple[Payment, int]]:
     """Take payments that wait for the processor and are due, with how often they were taken before. Nobody else gets
     them for `lease_seconds`."""
     cursor = await tx.execute(
@@ -184,6 +185,20 @@ async def take_unresolved(
         binary=True,
     )
     return [(_payment(row[:-1]), row[-1]) for row in await cursor.fetchall()]
+
+
+async def count_waiting(database: Database) -> tuple[int, float]:
+    """How many payments wait for the processor, and for how many seconds the one that has waited longest."""
+    ((count, seconds),) = await database.fetch(
+        """
+        SELECT count(*), coalesce(extract(epoch FROM now() - min(e.recorded_at)), 0)::float8
+        FROM payments AS p
+        JOIN payment_events AS e
+          ON e.merchant_id = p.merchant_id AND e.payment_id = p.payment_id AND e.version = p.version
+        WHERE p.state IN ('AUTHORIZING', 'VOIDING')
+        """
+    )
+    return count, seconds
 
 
 async def list_events(tx: Connection, keys: Sequence[PaymentKey]) -> list[Record]:

@@ -24,7 +24,7 @@ async def insert_shipments(tx: Connection, shipments: Sequence[Shipment]) -> set
     cursor = await tx.execute(
         """
         INSERT INTO shipments (merchant_id, shipment_id, order_id, address, tracking_number, created_at)
-        SELECT merchant_id, shipment_id, order_id, address::jsonb, tracking_number,
+        SELECT merchant_id, shipment_id, order_id, address::json, tracking_number,
                timestamptz 'epoch' + created_at_ms * interval '1 millisecond'
         FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(orders)b::text[], %(addresses)b::text[],
                     %(tracking_numbers)b::text[], %(created_at_ms)b::bigint[])

@@ -66,7 +66,7 @@ class SetMethod(Generic[R, M]):
         key = str(metadata.get("idempotency-key", ""))
         span = trace.get_current_span()
         command = self._command(key, _caller(metadata), request, span if span.is_recording() else None)
-        (outcome,) = await self._outcomes([command], self._deadline(context))
+        (outcome,) = await self._outcomes([command], self._deadline(context), single=True)
         if outcome.replayed:
             context.set_trailing_metadata((("idempotent-replayed", "true"),))
         if isinstance(outcome, Failed):
@@ -110,9 +110,11 @@ class SetMethod(Generic[R, M]):
         fingerprint = hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=16).digest()
         return Command(request.merchant_id, caller, key, fingerprint, new_id(self._id_prefix), parsed, span)
 
-    async def _outcomes(self, commands: Sequence[Command[R]], deadline: Deadline) -> list[Outcome[M]]:
+    async def _outcomes(
+        self, commands: Sequence[Command[R]], deadline: Deadline, *, single: bool = False
+    ) -> list[Outcome[M]]:
         try:
-            accepted = await self._coalescer.submit(commands, deadline)
+            accepted = await self._coalescer.submit(commands, deadline, single=single)
         except Overloaded as error:
             self._shed.inc(len(commands))
             return [Failed(error)] * len(commands)

@@ -8,6 +8,8 @@ every server.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,7 +22,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Span, SpanKind
+from prometheus_client import Histogram
 
 from services.kit import metrics, telemetry
 from services.kit.errors import Invalid
@@ -101,6 +104,11 @@ def _wrap(handler: Any, name: str) -> grpc.RpcMethodHandler[Any, Any]:
     return grpc.unary_unary_rpc_method_handler(unary, read, handler.response_serializer)
 
 
+@functools.cache
+def _duration(name: str, code: str) -> Histogram:
+    return metrics.RPC_SERVER_DURATION.labels(name, code)
+
+
 class _Observation:
     """One call: its span, its duration, and the mapping of what it raises."""
 
@@ -109,9 +117,13 @@ class _Observation:
     def __init__(self, name: str, context: Context) -> None:
         self._name = name
         self._context = context
+        self._span: Span | None = None
+        self._scope: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
     async def __aenter__(self) -> _Observation:
         self._started = time.perf_counter()
+        if not telemetry.tracing():
+            return self
         headers = {
             key: value for key, value in self._context.invocation_metadata() or () if isinstance(value, str)
         }
@@ -147,7 +159,7 @@ class _Observation:
         await self._context.abort(status.code, status.details or "", trailing)
 
     def _ended(self, code: str) -> None:
-        metrics.RPC_SERVER_DURATION.labels(self._name, code).observe(time.perf_counter() - self._started)
+        _duration(self._name, code).observe(time.perf_counter() - self._started)
 
 
 class Server:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from services.kit.checks import Checks
 
@@ -32,16 +30,11 @@ def parse_order(request: pb.PlaceOrderRequest) -> pb.PlaceOrderRequest:
 def _payer(checks: Checks, request: pb.PlaceOrderRequest) -> None:
     card, customer = request.card, request.customer
     checks.text("card.token", card.token, max_length=128)
-    if card.bin and not (6 <= len(card.bin) <= 8 and card.bin.isascii() and card.bin.isdigit()):
-        checks.fail("card.bin", "must be the first six to eight digits of the card, or empty")
+    checks.card_bin("card.bin", card.bin)
     checks.text("customer.customer_id", customer.customer_id, optional=True)
     checks.text("customer.email", customer.email, max_length=TEXT_MAX, optional=True)
     checks.country("customer.billing_country", customer.billing_country, optional=True)
-    if customer.ip_address:
-        try:
-            ipaddress.ip_address(customer.ip_address)
-        except ValueError:
-            checks.fail("customer.ip_address", "is not an IPv4 or IPv6 address")
+    checks.ip_address("customer.ip_address", customer.ip_address)
 
 
 def _address(checks: Checks, request: pb.PlaceOrderRequest) -> None:

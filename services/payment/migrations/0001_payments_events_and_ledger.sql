@@ -4,7 +4,7 @@ CREATE TABLE payment_events (
     payment_id  text        NOT NULL,
     version     integer     NOT NULL,
     type        text        NOT NULL,
-    data        jsonb       NOT NULL,
+    data        json        NOT NULL,
     recorded_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (merchant_id, payment_id, version),
     CONSTRAINT versions_start_at_one CHECK (version >= 1)
@@ -43,8 +43,10 @@ CREATE TABLE payments (
 COMMENT ON COLUMN payments.unknown_outcome IS 'the operation whose outcome at the processor is not known';
 COMMENT ON COLUMN payments.resolve_at IS 'when the resolver looks at it; only meaningful in AUTHORIZING and VOIDING';
 
+-- A hold that was found after its payment had failed (VOIDING with a reason) does not count: the order may have been
+-- paid otherwise by then, and the hold must still be let go.
 CREATE UNIQUE INDEX one_live_payment_per_order ON payments (merchant_id, order_id)
-    WHERE state IN ('AUTHORIZING', 'AUTHORIZED', 'VOIDING');
+    WHERE state IN ('AUTHORIZING', 'AUTHORIZED') OR (state = 'VOIDING' AND decline_reason = '');
 
 CREATE INDEX payments_to_resolve ON payments (resolve_at) WHERE state IN ('AUTHORIZING', 'VOIDING');
 

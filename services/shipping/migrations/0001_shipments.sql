@@ -2,7 +2,7 @@ CREATE TABLE shipments (
     merchant_id     text        NOT NULL,
     shipment_id     text        NOT NULL,
     order_id        text        NOT NULL,
-    address         jsonb       NOT NULL,
+    address         json        NOT NULL,
     state           text        NOT NULL DEFAULT 'CREATED',
     tracking_number text        NOT NULL,
     created_at      timestamptz NOT NULL,
