@@ -129,8 +129,11 @@ class Coalescer(Generic[C, O]):
         while self._queue and len(self._in_flight) < self._limits.sets_in_flight_max:
             linger_ms = 0.0 if hurry else self._linger_for_ms()
             if linger_ms:
-                if self._linger is None:
-                    self._linger = asyncio.get_running_loop().call_later(linger_ms / 1000, self._lingered)
+                loop = asyncio.get_running_loop()
+                until = loop.time() + linger_ms / 1000
+                if self._linger is None or self._linger.when() > until:
+                    self._stop_lingering()
+                    self._linger = loop.call_at(until, self._lingered)
                 return
             self._start()
 
@@ -143,15 +146,18 @@ class Coalescer(Generic[C, O]):
         busy = asyncio.get_running_loop().time() - self._last_end < self._limits.busy_ms / 1000
         return self._limits.gather_ms if busy and all(group.single for group in self._queue) else 0.0
 
+    def _stop_lingering(self) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+
     def _lingered(self) -> None:
         self._linger = None
         self._pump(hurry=True)
 
     def _start(self) -> None:
         """Take a set from the front of the queue; a group that is too large is split over several sets."""
-        if self._linger is not None:
-            self._linger.cancel()
-            self._linger = None
+        self._stop_lingering()
         slices: list[tuple[_Group[C, O], int, int]] = []
         room = self._limits.set_size_max
         while self._queue and room:

@@ -32,10 +32,23 @@ TRANSACTION_SECONDS = 10.0
 """Longest transaction when the caller sets no tighter deadline. A set of 1,000 takes well under a second."""
 STATEMENT_FLOOR_MS = 50
 """A nearly expired deadline still gets this much: zero would mean no timeout at all to PostgreSQL."""
+GRACE_SECONDS = 1.0
+"""How much longer than its statements a transaction may take before it is given up from our side; and how long the
+server keeps one whose process has fallen silent, so that its row locks do not stop everybody else for hours."""
+GRACE_MS = 1_000
 ATTEMPTS_MAX = 8
 """Attempts at a transaction that loses against its neighbours. Sorted locks make even a second one rare."""
 RETRY_FIRST_SECONDS = 0.005
 UNAVAILABLE_RETRY_AFTER_MS = 500
+
+
+_KEEPALIVE = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+"""A server that vanishes without a word is noticed within about ten seconds, not after the two hours of the default."""
 
 
 class Database:
@@ -50,7 +63,7 @@ class Database:
             configure=_configure,
             check=None,
             timeout=TRANSACTION_SECONDS,
-            kwargs={"autocommit": True, "prepare_threshold": 0},
+            kwargs={"autocommit": True, "prepare_threshold": 0} | _KEEPALIVE,
         )
 
     async def open(self, timeout_seconds: float = 30.0) -> None:
@@ -121,11 +134,20 @@ async def _once(connection: Connection, work: Callable[[Connection], Awaitable[T
     timeout_ms = max(STATEMENT_FLOOR_MS, int(until.remaining() * 1000))
     committing = False
     try:
-        await connection.execute(f"BEGIN; SET LOCAL statement_timeout = {timeout_ms}", prepare=False)
-        result = await work(connection)
-        committing = True
-        await connection.execute("COMMIT", prepare=False)
-        return result
+        async with asyncio.timeout(timeout_ms / 1000 + GRACE_SECONDS):
+            await connection.execute(
+                f"BEGIN; SET LOCAL statement_timeout = {timeout_ms}; "
+                f"SET LOCAL idle_in_transaction_session_timeout = {timeout_ms + GRACE_MS}",
+                prepare=False,
+            )
+            result = await work(connection)
+            committing = True
+            await connection.execute("COMMIT", prepare=False)
+            return result
+    except TimeoutError as error:
+        # The server itself no longer answers, or waits for a standby: what this connection does is anyone's guess.
+        await connection.close()
+        raise _translated(psycopg.OperationalError("no answer within the deadline"), committing) from error
     except BaseException as error:
         if not connection.broken and not connection.closed:
             with contextlib.suppress(psycopg.Error):  # it broke just now; the pool will see it
@@ -140,9 +162,9 @@ def _translated(error: BaseException, committing: bool) -> BaseException:
     """What the caller may conclude from a failure of the database itself; everything else passes unchanged."""
     if isinstance(error, pg.QueryCanceled):
         return Retryable("DEADLINE_TOO_SHORT", "the database needed longer than the deadline allows")
-    lost = isinstance(error, psycopg.OperationalError) and not isinstance(
-        error, pg.SerializationFailure | pg.DeadlockDetected
-    )
+    lost = isinstance(
+        error, psycopg.OperationalError | pg.IdleInTransactionSessionTimeout
+    ) and not isinstance(error, pg.SerializationFailure | pg.DeadlockDetected)
     if not lost:
         return error
     log.warning("database connection lost %s commit: %s", "during" if committing else "before", error)

@@ -60,7 +60,7 @@ UPDATE idempotency AS row SET result = answer.result
 FROM unnest(%(merchants)b::text[], %(callers)b::text[], %(keys)b::text[], %(results)b::bytea[])
      AS answer (merchant_id, caller, key, result)
 WHERE row.merchant_id = answer.merchant_id AND row.caller = answer.caller AND row.method = %(method)s
-  AND row.key = answer.key
+  AND row.key = answer.key AND row.result IS NULL
 """
 
 _BAR = """

@@ -15,6 +15,7 @@ import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -26,12 +27,16 @@ from opentelemetry.sdk.trace.export import (
     SpanExporter,
     SpanExportResult,
 )
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased, SamplingResult, TraceIdRatioBased
 from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import Attributes
 
 SAMPLE_RATIO_DEFAULT = 0.01
 """Of healthy orders. At thousands of orders a second one in a hundred is plenty, and the rest pay nothing."""
+
+_CHOSEN = "paymesh-chosen"
+"""In the context of a root span: the dice were thrown already, and cheaper than by the SDK."""
 
 _propagator = TraceContextTextMapPropagator()
 _sampled_share: float = 0.0
@@ -50,6 +55,24 @@ class _FileExporter(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
+class _Root(TraceIdRatioBased):
+    """Samples a share of the traces that begin here, and all that were chosen."""
+
+    def should_sample(
+        self,
+        parent_context: otel_context.Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        *rest: Any,
+        **options: Any,
+    ) -> SamplingResult:
+        if parent_context is not None and _CHOSEN in parent_context:
+            return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes)
+        return super().should_sample(parent_context, trace_id, name, kind, attributes, *rest, **options)
+
+
 def set_up(service: str) -> None:
     """Read the environment and start exporting, if it asks for that. Called once per process."""
     global _sampled_share
@@ -65,7 +88,7 @@ def set_up(service: str) -> None:
     _sampled_share = float(os.environ.get("OTEL_TRACES_SAMPLER_ARG", SAMPLE_RATIO_DEFAULT))
     provider = TracerProvider(
         resource=Resource.create({"service.name": service}),
-        sampler=ParentBased(TraceIdRatioBased(_sampled_share)),
+        sampler=ParentBased(_Root(_sampled_share)),
     )
     for exporter in exporters:
         file = isinstance(exporter, _FileExporter)
@@ -99,7 +122,7 @@ def start_item(name: str, traceparent: str, *, sample_root: bool = False) -> Spa
     if traceparent:
         parent = _propagator.extract({"traceparent": traceparent})
     elif sample_root and _sampled_share and random.random() < _sampled_share:  # noqa: S311 - sampling
-        parent = trace.set_span_in_context(trace.NonRecordingSpan(_forced_root()))
+        parent = otel_context.Context({_CHOSEN: True})
     else:
         return None
     attributes = {"rpc.system.name": "grpc", "rpc.method": name}
@@ -160,13 +183,3 @@ def end(span: Span | None, outcome: str = "", *, failed: bool = False) -> None:
 
 def _tracer() -> trace.Tracer:
     return trace.get_tracer("paymesh")
-
-
-def _forced_root() -> trace.SpanContext:
-    """A parent that says "sampled": the dice were thrown already, and cheaper than by the SDK."""
-    return trace.SpanContext(
-        trace_id=random.getrandbits(128) or 1,
-        span_id=random.getrandbits(64) or 1,
-        is_remote=True,
-        trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED),
-    )

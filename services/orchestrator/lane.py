@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -38,7 +38,9 @@ class Lane(Generic[T]):
         self._work = work
         self._due: deque[T] = deque()
         self._suspects: deque[T] = deque()
-        self._in_flight: set[asyncio.Task[None]] = set()
+        self._suspects_at_once = 1
+        self._trying_suspects = False
+        self._in_flight: set[asyncio.Task[object]] = set()
         self._linger: asyncio.TimerHandle | None = None
         self._woken = False
 
@@ -55,23 +57,32 @@ class Lane(Generic[T]):
         self._pump()
 
     def _pump(self, hurry: bool = False) -> None:
-        """Start a set if one may start now; else see that somebody will."""
-        while (self._due or self._suspects) and len(self._in_flight) < SETS_IN_FLIGHT_MAX:
+        """Start a set if one may start now; else see that somebody will. Suspects come first, one set of them at a
+        time: under load there is always something else due."""
+        while len(self._in_flight) < SETS_IN_FLIGHT_MAX:
+            if self._suspects and not self._trying_suspects:
+                self._trying_suspects = True
+                self._start(self._try_suspects(self._take(self._suspects, self._suspects_at_once)))
+                continue
+            if not self._due:
+                return
             if self._in_flight and len(self._due) < COMPANY and not hurry:
                 if self._linger is None:
                     self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._lingered)
                 return
             hurry = False
-            taken = self._take(self._due, SET_SIZE_MAX) or self._take(self._suspects, 1)
-            task = asyncio.create_task(self._try(taken), name=f"lane {self.name}")
-            self._in_flight.add(task)
-            task.add_done_callback(self._worked)
+            self._start(self._try(self._take(self._due, SET_SIZE_MAX)))
+
+    def _start(self, work: Coroutine[None, None, object]) -> None:
+        task = asyncio.create_task(work, name=f"lane {self.name}")
+        self._in_flight.add(task)
+        task.add_done_callback(self._worked)
 
     def _lingered(self) -> None:
         self._linger = None
         self._pump(hurry=True)
 
-    def _worked(self, task: asyncio.Task[None]) -> None:
+    def _worked(self, task: asyncio.Task[object]) -> None:
         self._in_flight.discard(task)
         if self._linger is not None and not self._in_flight:
             self._linger.cancel()
@@ -82,12 +93,21 @@ class Lane(Generic[T]):
     def _take(queue: deque[T], size_max: int) -> list[T]:
         return [queue.popleft() for _ in range(min(len(queue), size_max))]
 
-    async def _try(self, taken: list[T]) -> None:
+    async def _try(self, taken: list[T]) -> bool:
+        """Work on a set; when that fails, its members are suspects. Returns whether it went well."""
         try:
             await self._work(taken)
+            return True
         except Exception:
-            log.exception("lane %s: a set of %d failed; trying its members one by one", self.name, len(taken))
+            log.exception("lane %s: a set of %d failed; trying its members again", self.name, len(taken))
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._suspect, taken)
+            return False
+
+    async def _try_suspects(self, taken: list[T]) -> None:
+        """One by one at first; as long as that goes well, twice as many each time: after an outage all are innocent."""
+        went_well = await self._try(taken)
+        self._suspects_at_once = min(self._suspects_at_once * 2, SET_SIZE_MAX) if went_well else 1
+        self._trying_suspects = False
 
     def _suspect(self, items: list[T]) -> None:
         self._suspects.extend(items)

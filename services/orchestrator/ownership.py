@@ -82,6 +82,7 @@ class Ownership:
         under way here before the look into the table are not among them, whatever they have come to since."""
         epoch, driven = self.epoch, self._engine.keys()
         owned = await store.list_owned(self._database, epoch, STRAY_SECONDS)
+        driven |= self._engine.keys()
         strays = [stored for stored in owned if stored.saga.key not in driven]
         if strays:
             log.warning("found %d stray sagas", len(strays))

@@ -14,8 +14,9 @@ nothing: it merely continues in another lane.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -59,11 +60,17 @@ class Running:
     epoch: int
     span: Span | None
     ended: asyncio.Future[Answer[Any] | Failed]
-    saving: bool = False
-    """A decision is being made durable; nothing new is begun until it is."""
+    undecided: Saga | None = None
+    """The saga before a decision that is being made durable: until it is, nothing new is begun, and this is what others
+    are told."""
     abandoned: bool = False
     """Another orchestrator owns it now."""
     watchers: list[asyncio.Future[None]] = field(default_factory=list)
+
+    @property
+    def durable(self) -> Saga:
+        """The saga as it may be told."""
+        return self.undecided or self.saga
 
 
 class Engine:
@@ -81,6 +88,7 @@ class Engine:
         self._participants = participants
         self._active_max = active_max
         self._active: dict[SagaKey, Running] = {}
+        self._starting: set[SagaKey] = set()
         self._saves: Lane[Running] = Lane("save", self._save)
         self._lanes = {
             (step.name, direction): self._lane(step.name, direction, step.seconds)
@@ -102,11 +110,27 @@ class Engine:
         return self._active.get(key)
 
     def keys(self) -> set[SagaKey]:
-        """The sagas that are driven here."""
-        return set(self._active)
+        """The sagas that are driven here, or about to be."""
+        return self._active.keys() | self._starting
+
+    @contextlib.contextmanager
+    def starting(self, keys: Collection[SagaKey]) -> Iterator[None]:
+        """Inside, sagas that are not durable yet, or that are and not driven yet, are nobody else's business."""
+        self._starting.update(keys)
+        try:
+            yield
+        finally:
+            self._starting.difference_update(keys)
 
     def drive(self, running: Running) -> None:
-        """Begin, or go on, with a saga that is durable and ours."""
+        """Begin, or go on, with a saga that is durable and ours. No saga is driven twice: one that is driven already
+        stays with the driver of the newer epoch."""
+        driven = self._active.get(running.saga.key)
+        if driven is not None and driven.epoch >= running.epoch:
+            self._abandon(running)
+            return
+        if driven is not None:
+            self._abandon(driven)
         self._active[running.saga.key] = running
         self._advance(running)
 
@@ -122,8 +146,9 @@ class Engine:
         await asyncio.wait((watcher,), timeout=seconds)
 
     def _advance(self, running: Running) -> None:
-        while not (running.saving or running.abandoned):
-            decision = domain.next_step(running.saga)
+        while not (running.undecided or running.abandoned):
+            before = running.saga
+            decision = domain.next_step(before)
             match decision:
                 case Call(step, direction):
                     running.saga = domain.calling(running.saga, decision)
@@ -135,7 +160,7 @@ class Engine:
                     running.saga = domain.turned(running.saga, decision)
                 case _:
                     running.saga = domain.ended(running.saga, decision, now_ms())
-            running.saving = True
+            running.undecided = before
             self._saves.put(running)
 
     def _lane(self, step: str, direction: Direction, seconds: float) -> Lane[Running]:
@@ -184,7 +209,7 @@ class Engine:
                 elif running.saga.state.ended:
                     self._finish(running, ends[running.saga.saga_id])
                 else:
-                    running.saving = False
+                    running.undecided = None
                     self._advance(running)
 
     async def _write(self, group: Sequence[Running], epoch: int, ends: Mapping[str, Answer[Any]]) -> set[str]:
@@ -213,7 +238,7 @@ class Engine:
         return await self._database.transact(work)
 
     def _finish(self, running: Running, answer: Answer[Any]) -> None:
-        del self._active[running.saga.key]
+        self._forget(running)
         failed = running.saga.state is not State.COMPLETED
         telemetry.end(running.span, running.saga.state, failed=failed)
         if running.saga.state is State.PARKED:
@@ -222,9 +247,13 @@ class Engine:
             running.ended.set_result(answer)
         _notify(running)
 
+    def _forget(self, running: Running) -> None:
+        if self._active.get(running.saga.key) is running:
+            del self._active[running.saga.key]
+
     def _abandon(self, running: Running) -> None:
         running.abandoned = True
-        self._active.pop(running.saga.key, None)
+        self._forget(running)
         telemetry.end(running.span, "ABANDONED", failed=True)
         if not running.ended.done():
             running.ended.set_result(Failed(still_under_way(running.saga.order_id)))

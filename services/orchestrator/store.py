@@ -77,7 +77,8 @@ async def insert_sagas(tx: Connection, sagas: Sequence[StoredSaga], references: 
 
 
 async def save_sagas(tx: Connection, sagas: Sequence[Saga], epoch: int) -> set[str]:
-    """Write sagas as they are; returns the ids of those that `epoch` still owns and that had not ended before."""
+    """Write sagas as they are; returns the ids of those that `epoch` still owns and that can come to this from where
+    they stand: an end is final, and a saga that has turned back is never completed."""
     cursor = await tx.execute(
         """
         UPDATE sagas AS s
@@ -88,6 +89,8 @@ async def save_sagas(tx: Connection, sagas: Sequence[Saga], epoch: int) -> set[s
              AS n (merchant_id, saga_id, state, steps, history, reason, ended_at_ms)
         WHERE s.merchant_id = n.merchant_id AND s.saga_id = n.saga_id AND s.owner_epoch = %(epoch)s
           AND s.ended_at IS NULL
+          AND s.state = CASE WHEN n.state IN ('COMPENSATED', 'PARKED') THEN 'COMPENSATING'
+                             WHEN n.state = 'COMPLETED' THEN 'RUNNING' ELSE s.state END
         RETURNING s.saga_id
         """,
         {

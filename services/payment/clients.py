@@ -33,6 +33,7 @@ from services.payment.domain import (
     Payment,
     RefusedByProcessor,
     Verdict,
+    void_number,
 )
 
 
@@ -194,7 +195,7 @@ def _authorization(asked: Asked) -> bank_pb2.AuthorizeItem:
 
 def _void(payment: Payment, span: Span | None) -> bank_pb2.VoidItem:
     return bank_pb2.VoidItem(
-        idempotency_key=f"{payment.payment_id}/void",
+        idempotency_key=f"{payment.payment_id}/void/{void_number(payment)}",
         traceparent=traceparent_of(span),
         request=bank_pb2.VoidRequest(
             merchant_id=payment.merchant_id, authorization_id=payment.processor_reference

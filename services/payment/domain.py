@@ -319,9 +319,20 @@ def after_authorization(payment: Payment, answer: Authorization, score_milli: in
             return _unknown(payment, UnknownOutcome.AUTHORIZATION, reason)
 
 
-def after_void(payment: Payment, answer: Letting) -> Event | None:
-    """The event that the processor's answer causes; None when it changes nothing any more."""
-    if payment.state is not State.VOIDING:
+def same_intent(asked: Payment, now: Payment) -> bool:
+    """Whether a payment still waits for the very operation that the processor was asked for: nothing has happened since
+    but, at most, that the outcome was marked unknown. After a refused void another may have begun."""
+    return now.version == asked.version or (now.version == asked.version + 1 and bool(now.unknown_outcome))
+
+
+def void_number(payment: Payment) -> int:
+    """The version of the event that began the void under way: tells a second void from a first that was refused."""
+    return payment.version - 1 if payment.unknown_outcome else payment.version
+
+
+def after_void(payment: Payment, asked: Payment, answer: Letting) -> Event | None:
+    """The event that the processor's answer to the void of `asked` causes; None when it changes nothing any more."""
+    if payment.state is not State.VOIDING or not same_intent(asked, payment):
         return None
     match answer:
         case Gone():

@@ -161,7 +161,7 @@ class Resolver:
         told = [
             Told(
                 one.payment,
-                partial(domain.after_void, answer=answer),
+                partial(domain.after_void, asked=one.payment, answer=answer),
                 one.asker(EventType.VOID_REQUESTED),
                 None,
                 one.again_seconds,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
@@ -83,7 +83,17 @@ class OrchestratorService:
                 for r in sagas
             ]
 
-        outcomes = await begin_set(self._database, METHOD, commands, begin, PACK, deadline)
+        with self._engine.starting({(c.merchant_id, c.resource_id) for c in commands}):
+            outcomes = await begin_set(self._database, METHOD, commands, begin, PACK, deadline)
+            return self._driven(commands, outcomes, begun)
+
+    def _driven(
+        self,
+        commands: Sequence[Command[pb.PlaceOrderRequest]],
+        outcomes: Sequence[Answer[pb.PlaceOrderResponse] | Failed | None],
+        begun: Mapping[Identity, Running],
+    ) -> list[OrderOutcome]:
+        """Drive what was begun, each once, and tell what to wait for."""
         driven: set[Identity] = set()
         results: list[OrderOutcome] = []
         for command, outcome in zip(commands, outcomes, strict=True):
@@ -91,9 +101,14 @@ class OrchestratorService:
                 results.append(self._joined(command, outcome))
                 continue
             key = identity(command)
+            running = begun[key]
+            if running.epoch != self._ownership.epoch:
+                # The lease ran out meanwhile: whoever has it now takes this saga over.
+                results.append(Failed(still_under_way(running.saga.order_id)))
+                continue
             if key not in driven:
-                self._engine.drive(begun[key])
-            results.append(_pending(begun[key], replayed=key in driven))
+                self._engine.drive(running)
+            results.append(_pending(running, replayed=key in driven))
             driven.add(key)
         return results
 
@@ -172,7 +187,7 @@ class OrchestratorService:
         """The saga from memory if it is driven here, for that is ahead of the row."""
         running = self._engine.running(key)
         if running is not None:
-            return running.saga, running.request, running.epoch
+            return running.durable, running.request, running.epoch
         stored = await store.find_saga(self._database, key)
         if stored is None:
             return None

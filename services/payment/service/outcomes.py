@@ -162,7 +162,7 @@ async def _record(database: Database, operation: Operation[M], told: Sequence[To
                 if (kind := _ANNOUNCED.get(event.type)) is not None:
                     message = kind(payment=message_of(after))
                     announcements.append(Announcement(*after.key, message, traceparent_of(one.span)))
-            waited = before.state is operation.waits_in
+            waited = before.state is operation.waits_in and domain.same_intent(one.payment, before)
             outcomes.append(operation.outcome(after) if waited else Failed(domain.settled_elsewhere(after)))
         if changes:
             await store.save_payments(tx, [after for _, after in changes])

@@ -186,7 +186,13 @@ class PaymentService:
         asked = [(payment, command.span) for payment, command in ours.values()]
         answers = await self._processor.void(asked, deadline) if asked else []
         told = [
-            Told(payment, partial(domain.after_void, answer=answer), key, span, self._look_again_seconds)
+            Told(
+                payment,
+                partial(domain.after_void, asked=payment, answer=answer),
+                key,
+                span,
+                self._look_again_seconds,
+            )
             for key, (payment, span), answer in zip(ours, asked, answers, strict=True)
         ]
         return await self._conclude(VOID, commands, outcomes, told)
