@@ -1,0 +1,273 @@
+"""The list: what must hold of the books, as data.
+
+An invariant has one or more checks. A `Query` is done by one database alone, within its snapshot. `OfPayments` and
+`OfOrders` judge, one by one, books that were put together from several databases; if the judgement compares databases
+(`across`), only what is settled is judged, and a suspect only offends if it has not moved since (see the package).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeAlias, TypeVar
+
+from audit import order_rules, payment_rules, queries
+from audit.orders import OrderBook
+from audit.payments import PaymentBook
+from services.orchestrator.domain import State
+
+TAKEOVER_SECONDS = 4.0
+"""A live orchestrator takes over what a dead one left behind at its next heartbeat, a second or so after the lease ran
+out. What nobody owns after this long is owned by nobody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """A database's own sums."""
+
+    service: str
+    counted: tuple[str, str] | None = None
+    """What is judged, and the query that counts it."""
+    offending: tuple[str, ...]
+    noted: str | None = None
+    """Finds what is no offence but should be known."""
+    again_seconds: float = 0.0
+    """Offenders only offend if they still do, in the database as it then is, after so long."""
+
+
+class Book(Protocol):
+    """What is judged one by one."""
+
+    @property
+    def merchant_id(self) -> str:
+        """Whose it is."""
+
+    @property
+    def id(self) -> str:
+        """What it is known by, within the merchant."""
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether it is under way: databases may rightly differ about it."""
+
+
+B = TypeVar("B", bound=Book)
+
+
+@dataclass(frozen=True, slots=True)
+class Each(Generic[B]):
+    """Judges books one by one. `count` says how many of `what` a book has; one that has none is not judged."""
+
+    what: str
+    judge: Callable[[B], Iterable[str]]
+    count: Callable[[B], int]
+    across: bool = False
+    """Whether it compares databases."""
+
+
+class OfPayments(Each[PaymentBook]):
+    """Judges payments."""
+
+
+class OfOrders(Each[OrderBook]):
+    """Judges orders."""
+
+
+Check: TypeAlias = Query | OfPayments | OfOrders
+
+
+@dataclass(frozen=True, slots=True)
+class Invariant:
+    """Something that must always be true."""
+
+    number: int
+    """Several invariants of one number are about one promise."""
+    name: str
+    sentence: str
+    compared: str
+    """What is held against what."""
+    checks: tuple[Check, ...]
+
+
+def _operations(book: PaymentBook) -> int:
+    return 1 if book.row is not None or book.operations else 0
+
+
+def _judged_at_its_end(book: OrderBook) -> int:
+    return 1 if book.saga is not None and book.saga.state is not State.PARKED else 0
+
+
+INVARIANTS: tuple[Invariant, ...] = (
+    Invariant(
+        1,
+        "journals-balance",
+        "the entries of every journal add up to zero in every currency",
+        "the entries of each journal",
+        (
+            Query(
+                service="payment",
+                counted=("journals", queries.COUNT_JOURNALS),
+                offending=(queries.UNBALANCED_JOURNALS,),
+            ),
+        ),
+    ),
+    Invariant(
+        1,
+        "holds-ledger",
+        "the account of holds has what the payments hold, for every merchant and currency",
+        "journal entries with payments",
+        (
+            Query(
+                service="payment",
+                counted=("accounts", queries.COUNT_HOLDS),
+                offending=(queries.HOLDS_APART,),
+            ),
+        ),
+    ),
+    Invariant(
+        2,
+        "payments-are-their-events",
+        "every payment and all its journals are what its events, numbered without a gap, add up to",
+        "events with payments and journals",
+        (OfPayments("payments", payment_rules.follows_its_events, lambda book: int(book.known)),),
+    ),
+    Invariant(
+        3,
+        "amounts-in-bounds",
+        "no payment holds less than nothing or more than its amount, and no order has two live payments",
+        "amounts with what is held",
+        (
+            Query(
+                service="payment",
+                counted=("payments", queries.COUNT_PAYMENTS),
+                offending=(queries.AMOUNTS_OUT_OF_BOUNDS, queries.ORDERS_PAID_TWICE),
+            ),
+        ),
+    ),
+    Invariant(
+        4,
+        "one-operation-per-key",
+        "the bank has one operation for one key, and lets go of one hold once",
+        "the bank's operations with each other",
+        (
+            Query(
+                service="bank",
+                counted=("operations", queries.COUNT_OPERATIONS),
+                offending=(queries.OPERATIONS_PER_KEY, queries.VOIDS_PER_AUTHORIZATION),
+            ),
+        ),
+    ),
+    Invariant(
+        4,
+        "bank-books",
+        "payment's books and the bank's tell the same, operation by operation",
+        "payments with the bank's operations",
+        (OfPayments("payments", payment_rules.agrees_with_the_bank, _operations, across=True),),
+    ),
+    Invariant(
+        4,
+        "fraud-first",
+        "what reached the bank was approved by fraud, and what fraud declined did not reach it",
+        "the bank's operations with fraud's assessments",
+        (
+            OfPayments(
+                "payments",
+                payment_rules.was_assessed_first,
+                lambda book: int(book.row is not None),
+                across=True,
+            ),
+        ),
+    ),
+    Invariant(
+        5,
+        "sagas-are-driven",
+        "every saga has ended, is parked, or is owned by an orchestrator that lives",
+        "sagas with the leases of their owners",
+        (
+            Query(
+                service="orchestrator",
+                counted=("sagas", queries.COUNT_SAGAS),
+                offending=(queries.UNOWNED_SAGAS,),
+                noted=queries.PARKED_SAGAS,
+                again_seconds=TAKEOVER_SECONDS,
+            ),
+        ),
+    ),
+    Invariant(
+        6,
+        "stock",
+        "what is reserved of a product is what open reservations say, and never more than there is",
+        "products with reservations",
+        (
+            Query(
+                service="inventory",
+                counted=("products", queries.COUNT_PRODUCTS),
+                offending=(queries.STOCK_APART,),
+            ),
+        ),
+    ),
+    Invariant(
+        7,
+        "orders-and-their-parts",
+        "a completed order has its stock, its money and its shipment, each once; a compensated one holds nothing",
+        "sagas with reservations, payments and shipments",
+        (OfOrders("orders", order_rules.agrees_with_its_parts, _judged_at_its_end, across=True),),
+    ),
+    Invariant(
+        7,
+        "no-strays",
+        "no participant has anything of the orchestrator's that the orchestrator does not know of",
+        "reservations, payments and shipments with sagas",
+        (OfOrders("parts", order_rules.was_ordered, lambda book: len(book.parts), across=True),),
+    ),
+    Invariant(
+        8,
+        "answered-once",
+        "every accepted request has one effect, and an answer that replays and is true",
+        "accepted keys and their answers with what they made",
+        (
+            OfOrders(
+                "orders",
+                order_rules.was_answered_once,
+                lambda book: int(book.saga is not None or bool(book.requests)),
+            ),
+            OfOrders("parts", order_rules.parts_were_answered_once, lambda book: len(book.parts)),
+            Query(
+                service="inventory",
+                offending=(
+                    queries.unanswered("ReserveStock"),
+                    queries.without_effect("ReserveStock", "reservations", "reservation_id"),
+                ),
+            ),
+            Query(
+                service="shipping",
+                offending=(
+                    queries.unanswered("CreateShipment"),
+                    queries.without_effect("CreateShipment", "shipments", "shipment_id"),
+                ),
+            ),
+            Query(
+                service="payment",
+                offending=(
+                    queries.UNANSWERED_VOIDS,
+                    queries.without_effect("AuthorizePayment", "payments", "payment_id"),
+                ),
+            ),
+        ),
+    ),
+    Invariant(
+        9,
+        "announced-once",
+        "whatever happened is in the outbox once, and nothing else is",
+        "the outboxes with what happened",
+        tuple(
+            Query(service=service, counted=("announcements", queries.COUNT_ANNOUNCEMENTS), offending=(apart,))
+            for service, apart in (
+                ("orchestrator", queries.SAGAS_ANNOUNCED_APART),
+                ("payment", queries.PAYMENTS_ANNOUNCED_APART),
+                ("inventory", queries.RESERVATIONS_ANNOUNCED_APART),
+                ("shipping", queries.SHIPMENTS_ANNOUNCED_APART),
+            )
+        ),
+    ),
+)

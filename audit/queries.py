@@ -1,0 +1,161 @@
+"""What one database can say of itself: SQL that counts what is judged and finds what offends.
+
+An offender is (merchant, identifier, the rest of a sentence that begins with the identifier).
+"""
+
+from __future__ import annotations
+
+COUNT_JOURNALS = (
+    "SELECT count(*) FROM (SELECT 1 FROM journal_entries GROUP BY merchant_id, journal_id) AS journals"
+)
+UNBALANCED_JOURNALS = """
+SELECT merchant_id, journal_id, format('sums to %s %s', sum(amount_minor), currency)
+FROM journal_entries GROUP BY merchant_id, journal_id, currency HAVING sum(amount_minor) <> 0
+"""
+
+COUNT_PAYMENTS = "SELECT count(*) FROM payments"
+# Nothing was ever booked of a hold that was found after its payment had failed, which is VOIDING with a reason.
+HOLDS_APART = """
+SELECT merchant_id, currency,
+       format('has %s in the account of holds, and payments that hold %s', coalesce(l.minor, 0), coalesce(p.minor, 0))
+FROM (
+    SELECT merchant_id, currency, sum(amount_minor) AS minor FROM journal_entries
+    WHERE account = 'holds' GROUP BY merchant_id, currency
+) AS l FULL JOIN (
+    SELECT merchant_id, currency, sum(amount_minor) AS minor FROM payments
+    WHERE state = 'AUTHORIZED' OR (state = 'VOIDING' AND decline_reason = '') GROUP BY merchant_id, currency
+) AS p USING (merchant_id, currency)
+WHERE coalesce(l.minor, 0) <> coalesce(p.minor, 0)
+"""
+COUNT_HOLDS = """
+SELECT count(*) FROM (SELECT 1 FROM payments GROUP BY merchant_id, currency) AS accounts
+"""
+AMOUNTS_OUT_OF_BOUNDS = """
+SELECT p.merchant_id, p.payment_id,
+       format('is for %s %s, and %s is held', p.amount_minor, p.currency, coalesce(h.minor, 0))
+FROM payments AS p LEFT JOIN (
+    SELECT merchant_id, split_part(journal_id, '/', 1) AS payment_id, sum(amount_minor) AS minor
+    FROM journal_entries WHERE account = 'holds' GROUP BY 1, 2
+) AS h USING (merchant_id, payment_id)
+WHERE p.amount_minor <= 0 OR coalesce(h.minor, 0) NOT BETWEEN 0 AND p.amount_minor
+"""
+ORDERS_PAID_TWICE = """
+SELECT merchant_id, order_id, format('is paid %s times: %s', count(*), string_agg(payment_id, ', ' ORDER BY payment_id))
+FROM payments WHERE state IN ('AUTHORIZING', 'AUTHORIZED') OR (state = 'VOIDING' AND decline_reason = '')
+GROUP BY merchant_id, order_id HAVING count(*) > 1
+"""
+
+COUNT_OPERATIONS = "SELECT count(*) FROM operations"
+OPERATIONS_PER_KEY = """
+SELECT merchant_id, key, format('is the key of %s operations: %s', count(*), string_agg(operation_id, ', '))
+FROM operations WHERE key IS NOT NULL GROUP BY merchant_id, key HAVING count(*) > 1
+"""
+VOIDS_PER_AUTHORIZATION = """
+SELECT merchant_id, undoes, format('was let go %s times: %s', count(*), string_agg(operation_id, ', '))
+FROM operations WHERE result = 'VOIDED' GROUP BY merchant_id, undoes HAVING count(*) > 1
+"""
+
+COUNT_SAGAS = "SELECT count(*) FROM sagas"
+UNOWNED_SAGAS = """
+SELECT merchant_id, saga_id, format('is %s, and its owner (epoch %s) is gone', state, owner_epoch)
+FROM sagas WHERE state IN ('RUNNING', 'COMPENSATING')
+  AND owner_epoch NOT IN (SELECT epoch FROM instances WHERE lease_until > now())
+"""
+PARKED_SAGAS = """
+SELECT merchant_id, saga_id, format('is PARKED: %s %s', reason->>'step', reason->>'code')
+FROM sagas WHERE state = 'PARKED'
+"""
+
+COUNT_PRODUCTS = "SELECT count(*) FROM products"
+STOCK_APART = """
+SELECT merchant_id, sku,
+       format('has %s on hand and %s reserved, and open reservations of %s', coalesce(p.on_hand, 0),
+              coalesce(p.reserved, 0), coalesce(r.pieces, 0))
+FROM products AS p FULL JOIN (
+    SELECT merchant_id, line.key AS sku, sum(line.value::bigint) AS pieces
+    FROM reservations, jsonb_each_text(lines::jsonb) AS line WHERE state = 'RESERVED' GROUP BY 1, 2
+) AS r USING (merchant_id, sku)
+WHERE coalesce(p.reserved, 0) <> coalesce(r.pieces, 0) OR p.reserved NOT BETWEEN 0 AND p.on_hand
+"""
+
+
+def unanswered(method: str) -> str:
+    """Requests, of all methods but this one, without a stored answer. They are carried out in one transaction: nobody
+    ever sees a key that is claimed and not answered."""
+    return f"""
+SELECT merchant_id, key, format('of %s (%s) was accepted and never answered', caller, method)
+FROM idempotency WHERE result IS NULL AND method <> '{method}'
+"""
+
+
+def without_effect(method: str, table: str, id_column: str) -> str:
+    """Requests that were not refused, and made nothing. The answer is read back from what was made; a stored one that
+    is no refusal begins with a zero byte."""
+    return f"""
+SELECT i.merchant_id, i.key, format('of %s (%s) was accepted for %s, which does not exist', i.caller, i.method,
+                                    i.resource_id)
+FROM idempotency AS i
+LEFT JOIN {table} AS made ON made.merchant_id = i.merchant_id AND made.{id_column} = i.resource_id
+WHERE i.method = '{method}' AND (i.result IS NULL OR substr(i.result, 1, 1) = '\\x00') AND made.{id_column} IS NULL
+"""
+
+
+# A request that waits for the processor may wait for its answer; whose payment has settled, may not.
+UNANSWERED_VOIDS = """
+SELECT i.merchant_id, i.key, format('of %s (%s) was accepted and never answered', i.caller, i.method)
+FROM idempotency AS i
+WHERE i.result IS NULL AND i.method <> 'AuthorizePayment' AND NOT EXISTS (
+    SELECT FROM payments AS p JOIN payment_events AS e USING (merchant_id, payment_id)
+    WHERE p.merchant_id = i.merchant_id AND p.state = 'VOIDING' AND i.method = 'VoidPayment'
+      AND e.type = 'PaymentVoidRequested' AND e.data->>'idempotency_key' = i.key AND e.data->>'caller' = i.caller
+)
+"""
+
+COUNT_ANNOUNCEMENTS = "SELECT count(*) FROM outbox"
+
+
+def announced_apart(due: str) -> str:
+    """What `due` (merchant, id, type: one row per announcement that is due) and the outbox do not agree upon."""
+    return f"""
+SELECT merchant_id, id, format('was announced as %s %s times, %s due', type, coalesce(told.times, 0),
+                               coalesce(due.times, 0))
+FROM (SELECT merchant_id, id, type, count(*) AS times FROM ({due}) AS one GROUP BY 1, 2, 3) AS due
+FULL JOIN (
+    SELECT merchant_id, aggregate_id AS id, type, count(*) AS times FROM outbox GROUP BY 1, 2, 3
+) AS told USING (merchant_id, id, type)
+WHERE coalesce(due.times, 0) <> coalesce(told.times, 0)
+"""
+
+
+SAGAS_ANNOUNCED_APART = announced_apart("""
+SELECT merchant_id, order_id AS id, 'paymesh.orchestrator.v1.' || CASE state
+    WHEN 'COMPLETED' THEN 'OrderPlaced' WHEN 'COMPENSATED' THEN 'OrderCompensated' ELSE 'OrderParked' END AS type
+FROM sagas WHERE state IN ('COMPLETED', 'COMPENSATED', 'PARKED')
+""")
+# What is announced is the state that an event leads to: a refused void leads back to AUTHORIZED.
+PAYMENTS_ANNOUNCED_APART = announced_apart("""
+SELECT merchant_id, payment_id AS id, 'paymesh.payment.v1.' || CASE type
+    WHEN 'PaymentVoided' THEN 'PaymentVoided'
+    WHEN 'PaymentAuthorized' THEN 'PaymentAuthorized' WHEN 'PaymentVoidRefused' THEN 'PaymentAuthorized'
+    ELSE 'PaymentDeclined' END AS type
+FROM payment_events
+WHERE type IN ('PaymentAuthorized', 'PaymentDeclined', 'PaymentRejected', 'PaymentFailed', 'PaymentVoidRefused',
+               'PaymentVoided')
+""")
+RESERVATIONS_ANNOUNCED_APART = announced_apart("""
+SELECT merchant_id, reservation_id AS id, 'paymesh.inventory.v1.StockReserved' AS type FROM reservations
+UNION ALL
+SELECT merchant_id, reservation_id, 'paymesh.inventory.v1.' || CASE state
+    WHEN 'RELEASED' THEN 'StockReleased' ELSE 'StockCommitted' END
+FROM reservations WHERE state <> 'RESERVED'
+""")
+SHIPMENTS_ANNOUNCED_APART = announced_apart("""
+SELECT merchant_id, shipment_id AS id, 'paymesh.shipping.v1.ShipmentCreated' AS type FROM shipments
+UNION ALL
+SELECT merchant_id, shipment_id, 'paymesh.shipping.v1.' || CASE state
+    WHEN 'CANCELLED' THEN 'ShipmentCancelled' ELSE 'ShipmentDispatched' END
+FROM shipments WHERE state <> 'CREATED'
+""")
+
+WAITING_SAGAS = "SELECT count(*) FROM sagas WHERE state IN ('RUNNING', 'COMPENSATING')"
+WAITING_PAYMENTS = "SELECT count(*) FROM payments WHERE state IN ('AUTHORIZING', 'VOIDING')"
