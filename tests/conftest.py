@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.processes import ServiceProcess, free_port
 
 from deploy.local.stores import EmbeddedPostgres, EmbeddedValkey
+from tests.processes import ServiceProcess, free_port
 
 
 @pytest.fixture(scope="session")
 def store_folder() -> Iterator[Path]:
-    """The servers' data. Not under pytest's own folder: another run would take the unprivileged server's access away."""
+    """The servers' data. Not under pytest's own folder: another run would take the server's access away, which works
+    under an unprivileged account."""
     folder = Path(tempfile.mkdtemp(prefix="paymesh-test-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -27,8 +28,9 @@ def store_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def postgres(store_folder: Path) -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL server for the whole run; `create_database(name)` gives a DSN."""
-    server = EmbeddedPostgres(store_folder)
+    """A PostgreSQL server for the whole run; `create_database(name)` gives a DSN. It does not wait for the disk: tests
+    kill services, not the machine."""
+    server = EmbeddedPostgres(store_folder, durable=False)
     server.start()
     yield server
     server.stop()
@@ -75,6 +77,11 @@ class Services:
         process.start()
         self._started.append(process)
         return process
+
+    @property
+    def last(self) -> ServiceProcess:
+        """The process that was started last."""
+        return self._started[-1]
 
     def stop(self) -> None:
         """Kill what still runs and drop the databases."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -36,7 +37,9 @@ class ServiceProcess:
 
     def start(self) -> None:
         """Start and wait until the health service says SERVING."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("PAYMESH_")} | self._environment
+        environment = {
+            k: v for k, v in os.environ.items() if not k.startswith("PAYMESH_")
+        } | self._environment
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", self._module], cwd=ROOT, env=environment, stdout=log, stderr=log
@@ -48,6 +51,16 @@ class ServiceProcess:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
             self._process.wait(30)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal and do not wait."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def exit_code(self, seconds: float = 30.0) -> int:
+        """Wait for the end, at most so long."""
+        assert self._process is not None
+        return self._process.wait(seconds)
 
     @property
     def pid(self) -> int:
@@ -63,10 +76,12 @@ class ServiceProcess:
         assert self._process is not None
         until = time.monotonic() + READY_SECONDS
         with grpc.insecure_channel(self.target) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
+            stub: Any = health_pb2_grpc.HealthStub(channel)  # generated: its methods have no types
             while True:
                 if self._process.poll() is not None:
-                    raise AssertionError(f"{self._module} ended with {self._process.returncode}:\n{self.log()}")
+                    raise AssertionError(
+                        f"{self._module} ended with {self._process.returncode}:\n{self.log()}"
+                    )
                 try:
                     answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=1, wait_for_ready=True)
                     if answer.status == health_pb2.HealthCheckResponse.SERVING:
@@ -74,4 +89,6 @@ class ServiceProcess:
                 except grpc.RpcError:
                     pass
                 if time.monotonic() > until:
-                    raise AssertionError(f"{self._module} was not ready in {READY_SECONDS:.0f} s:\n{self.log()}")
+                    raise AssertionError(
+                        f"{self._module} was not ready in {READY_SECONDS:.0f} s:\n{self.log()}"
+                    )

@@ -1,0 +1,403 @@
+"""`Database` on a real PostgreSQL: what is tried again, what a caller may conclude when something breaks, and that no
+failure leaves a transaction open or a connection behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import psycopg
+import pytest
+import pytest_asyncio
+from psycopg import errors as pg
+
+from deploy.local.stores import EmbeddedPostgres
+from services.kit import db
+from services.kit.db import Connection, Database
+from services.kit.deadline import Deadline
+from services.kit.errors import Kind, Overloaded, PaymeshError, Retryable, Unknown
+from tests.processes import free_port
+
+POOL_SIZE = 3
+
+SCHEMA = """
+CREATE TABLE counters (name text PRIMARY KEY, value bigint NOT NULL);
+INSERT INTO counters VALUES ('a', 0), ('b', 0);
+-- Makes COMMIT itself take long, for whoever asks for it by the name 'slow'.
+CREATE FUNCTION nap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(20); RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON counters DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW WHEN (NEW.name = 'slow') EXECUTE FUNCTION nap();
+"""
+
+
+@pytest.fixture(scope="module")
+def dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
+    name = f"kit_{os.urandom(4).hex()}"
+    made = postgres.create_database(name)
+    with psycopg.connect(made, autocommit=True) as connection:
+        connection.execute(SCHEMA.encode())
+    yield made
+    postgres.drop_database(name)
+
+
+@pytest_asyncio.fixture
+async def database(dsn: str) -> AsyncIterator[Database]:
+    """An open database of which every test must leave all connections free and no transaction open."""
+    opened = Database(dsn, pool_size_max=POOL_SIZE)
+    await opened.open()
+    try:
+        yield opened
+        await nothing_is_left(opened, dsn)
+    finally:
+        await opened.close()
+
+
+@pytest_asyncio.fixture
+async def other(dsn: str) -> AsyncIterator[Connection]:
+    """A connection beside the pool."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        await connection.execute("UPDATE counters SET value = 0")
+        yield connection
+
+
+async def nothing_is_left(database: Database, dsn: str) -> None:
+    """All connections of the pool can be used at once, and no other session of this database is in a transaction."""
+    await database._pool.check()  # sees the idle ones that a test has killed
+    everybody = asyncio.Barrier(POOL_SIZE)
+
+    async def meet(tx: Connection) -> None:
+        async with asyncio.timeout(5):
+            await everybody.wait()
+
+    await asyncio.gather(*(database.transact(meet) for _ in range(POOL_SIZE)))
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        cursor = await connection.execute(
+            "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " AND state <> 'idle'"
+        )
+        assert await cursor.fetchall() == []
+
+
+async def value(connection: Connection, name: str) -> int:
+    cursor = await connection.execute("SELECT value FROM counters WHERE name = %s", (name,))
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def add(tx: Connection, name: str, amount: int = 1) -> None:
+    await tx.execute("UPDATE counters SET value = value + %s WHERE name = %s", (amount, name))
+
+
+async def pid_of(tx: Connection) -> int:
+    return tx.info.backend_pid
+
+
+async def kill(connection: Connection, pid: int) -> None:
+    """End the session `pid` and wait until it is gone."""
+    await connection.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+
+
+@asynccontextmanager
+async def raises(cls: type[PaymeshError], reason: str, kind: Kind) -> AsyncIterator[None]:
+    with pytest.raises(cls) as raised:
+        yield
+    assert (type(raised.value), raised.value.reason, raised.value.kind) == (cls, reason, kind)
+
+
+async def test_work_is_committed_and_its_value_returned(database: Database, other: Connection) -> None:
+    async def work(tx: Connection) -> str:
+        await add(tx, "a", 5)
+        return "done"
+
+    assert await database.transact(work) == "done"
+    assert await value(other, "a") == 5
+    assert await database.fetch("SELECT value FROM counters WHERE name = %(name)s", {"name": "a"}) == [(5,)]
+
+
+async def test_an_exception_in_the_work_rolls_back_and_passes(database: Database, other: Connection) -> None:
+    async def work(tx: Connection) -> None:
+        await add(tx, "a")
+        raise KeyError("our own")
+
+    with pytest.raises(KeyError, match="our own"):
+        await database.transact(work)
+    assert await value(other, "a") == 0
+
+
+async def test_a_constraint_that_is_violated_rolls_back_and_passes(
+    database: Database, other: Connection
+) -> None:
+    async def work(tx: Connection) -> None:
+        await add(tx, "b")
+        await tx.execute("INSERT INTO counters VALUES ('a', 1)")
+
+    with pytest.raises(pg.UniqueViolation):
+        await database.transact(work)
+    assert await value(other, "b") == 0
+
+
+async def test_a_serialization_failure_is_tried_again(database: Database, other: Connection) -> None:
+    attempts = 0
+
+    async def work(tx: Connection) -> int:
+        nonlocal attempts
+        attempts += 1
+        await tx.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        seen = await value(tx, "a")
+        if attempts == 1:
+            await add(other, "a", 10)  # after our snapshot: our own update now fails with 40001
+        await tx.execute("UPDATE counters SET value = %s WHERE name = 'a'", (seen + 1,))
+        return seen
+
+    assert await database.transact(work) == 10
+    assert attempts == 2
+    assert await value(other, "a") == 11
+
+
+async def test_a_deadlock_is_tried_again(database: Database, other: Connection) -> None:
+    attempts = 0
+    both_hold_one = asyncio.Barrier(2)
+
+    def crossing(first: str, second: str) -> Callable[[Connection], Awaitable[None]]:
+        async def work(tx: Connection) -> None:
+            nonlocal attempts
+            attempts += 1
+            await add(tx, first)
+            if attempts <= 2:
+                await both_hold_one.wait()
+            await add(tx, second)
+
+        return work
+
+    await asyncio.gather(database.transact(crossing("a", "b")), database.transact(crossing("b", "a")))
+    assert attempts == 3
+    assert (await value(other, "a"), await value(other, "b")) == (2, 2)
+
+
+async def test_work_that_always_loses_is_given_up_as_retryable(
+    database: Database, other: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "RETRY_FIRST_SECONDS", 0.0001)
+    attempts = 0
+
+    async def work(tx: Connection) -> None:
+        nonlocal attempts
+        attempts += 1
+        await add(tx, "a")
+        await tx.execute("DO $$ BEGIN RAISE EXCEPTION 'lost' USING ERRCODE = '40001'; END $$")
+
+    async with raises(Retryable, "DATABASE_CONTENTION", Kind.RETRYABLE):
+        await database.transact(work)
+    assert attempts == db.ATTEMPTS_MAX
+    assert await value(other, "a") == 0
+
+
+async def test_a_statement_does_not_outlive_the_deadline(database: Database, other: Connection) -> None:
+    async def work(tx: Connection) -> None:
+        await add(tx, "a")
+        await tx.execute("SELECT pg_sleep(20)")
+
+    started = time.monotonic()
+    async with raises(Retryable, "DEADLINE_TOO_SHORT", Kind.RETRYABLE):
+        await database.transact(work, Deadline.after(0.2))
+    assert 0.15 < time.monotonic() - started < 2
+    assert await value(other, "a") == 0
+
+
+async def test_a_statement_timeout_ends_with_its_transaction(database: Database) -> None:
+    async def quick(tx: Connection) -> None:
+        await tx.execute("SELECT 1")
+
+    for _ in range(2 * POOL_SIZE):
+        await database.transact(quick, Deadline.after(0.1))
+    assert await database.fetch("SHOW statement_timeout") == [("0",)]
+
+
+async def test_an_expired_deadline_does_not_mean_for_ever(database: Database) -> None:
+    async def slow(tx: Connection) -> None:
+        await tx.execute("SELECT pg_sleep(20)")
+
+    started = time.monotonic()
+    async with raises(Retryable, "DEADLINE_TOO_SHORT", Kind.RETRYABLE):
+        await database.transact(slow, Deadline.after(-1))
+    assert time.monotonic() - started < 2
+
+
+async def test_a_connection_killed_before_commit_means_nothing_happened(
+    database: Database, other: Connection
+) -> None:
+    async def work(tx: Connection) -> None:
+        await add(tx, "a")
+        await kill(other, await pid_of(tx))
+        await add(tx, "b")
+
+    async with raises(Retryable, "DATABASE_UNAVAILABLE", Kind.RETRYABLE):
+        await database.transact(work)
+    assert (await value(other, "a"), await value(other, "b")) == (0, 0)
+
+
+async def test_a_connection_killed_during_a_statement_means_nothing_happened(
+    database: Database, other: Connection
+) -> None:
+    pids: list[int] = []
+
+    async def work(tx: Connection) -> None:
+        await add(tx, "a")
+        pids.append(await pid_of(tx))
+        await tx.execute("SELECT pg_sleep(20)")
+
+    running = asyncio.create_task(database.transact(work))
+    await until_active(other, "SELECT pg_sleep(20)")
+    await kill(other, pids[0])
+    async with raises(Retryable, "DATABASE_UNAVAILABLE", Kind.RETRYABLE):
+        await running
+    assert await value(other, "a") == 0
+
+
+async def test_the_works_own_error_is_not_hidden_by_a_rollback_that_fails(
+    database: Database, other: Connection
+) -> None:
+    async def work(tx: Connection) -> None:
+        await kill(other, await pid_of(tx))
+        raise KeyError("our own")
+
+    with pytest.raises(KeyError, match="our own"):
+        await database.transact(work)
+
+
+async def test_a_connection_killed_during_commit_leaves_it_unknown(
+    database: Database, other: Connection
+) -> None:
+    pids: list[int] = []
+
+    async def work(tx: Connection) -> None:
+        pids.append(await pid_of(tx))
+        await tx.execute("INSERT INTO counters VALUES ('slow', 1)")
+
+    running = asyncio.create_task(database.transact(work))
+    await until_active(other, "COMMIT")
+    await kill(other, pids[0])
+    async with raises(Unknown, "COMMIT_UNKNOWN", Kind.UNKNOWN):
+        await running
+
+
+async def test_idle_connections_that_were_killed_are_replaced(database: Database, other: Connection) -> None:
+    async def quick(tx: Connection) -> int:
+        return await pid_of(tx)
+
+    before = {await database.transact(quick) for _ in range(2 * POOL_SIZE)}
+    for pid in before:
+        await kill(other, pid)
+    after: set[int] = set()
+    failures = 0
+    while not after:
+        try:
+            after.add(await database.transact(quick))
+        except Retryable:
+            failures += 1
+    assert failures <= len(before)
+    assert not after & before
+
+
+async def test_a_read_on_a_killed_connection_is_retryable(database: Database, other: Connection) -> None:
+    async def sessions() -> list[int]:
+        query = (
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        return [pid for (pid,) in await (await other.execute(query)).fetchall()]
+
+    for pid in await sessions():
+        await kill(other, pid)
+    async with raises(Retryable, "DATABASE_UNAVAILABLE", Kind.RETRYABLE):
+        await database.fetch("SELECT 1")
+
+
+async def test_when_no_connection_is_free_in_time_the_work_is_shed(
+    database: Database, other: Connection
+) -> None:
+    release = asyncio.Event()
+
+    async def hold(tx: Connection) -> None:
+        await release.wait()
+
+    async def never(tx: Connection) -> None:
+        raise AssertionError("there was a connection after all")
+
+    holders = [asyncio.create_task(database.transact(hold)) for _ in range(POOL_SIZE)]
+    await until_pool_is_empty(database)
+    started = time.monotonic()
+    async with raises(Overloaded, "DATABASE_BUSY", Kind.RETRYABLE):
+        await database.transact(never, Deadline.after(0.2))
+    assert 0.15 < time.monotonic() - started < 2
+    release.set()
+    await asyncio.gather(*holders)
+
+
+async def test_a_caller_who_goes_away_leaves_nothing_open(database: Database, other: Connection) -> None:
+    async def work(tx: Connection) -> None:
+        await add(tx, "a")
+        await tx.execute("SELECT pg_sleep(20)")
+
+    running = asyncio.create_task(database.transact(work))
+    await until_active(other, "SELECT pg_sleep(20)")
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, 5)
+    assert await value(other, "a") == 0
+
+
+async def test_a_storm_of_failures_leaves_every_connection_usable(
+    database: Database, other: Connection
+) -> None:
+    async def one(number: int) -> None:
+        async def work(tx: Connection) -> None:
+            await add(tx, "a")
+            if number % 5 == 0:
+                raise KeyError(number)
+            if number % 5 == 1:
+                await tx.execute("SELECT 1/0")
+            if number % 5 == 2:
+                await tx.execute("SELECT pg_sleep(20)")
+            if number % 5 == 3:
+                await kill(other, await pid_of(tx))
+
+        await database.transact(work, Deadline.after(0.5 if number % 5 == 2 else 20))
+
+    outcomes = await asyncio.gather(*(one(number) for number in range(40)), return_exceptions=True)
+    done = [number for number, outcome in enumerate(outcomes) if outcome is None]
+    assert done == [4, 9, 14, 19, 24, 29, 34, 39]
+    assert await value(other, "a") == 8
+
+
+async def test_a_database_that_is_away_is_said_to_be_so_in_time() -> None:
+    away = Database(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing", pool_size_max=POOL_SIZE)
+    started = time.monotonic()
+    async with raises(Retryable, "DATABASE_UNAVAILABLE", Kind.RETRYABLE):
+        await away.open(timeout_seconds=0.5)
+    assert time.monotonic() - started < 3
+    await away.close()
+
+
+async def until_active(connection: Connection, query: str) -> None:
+    """Wait until another session is busy with `query`."""
+    async with asyncio.timeout(10):
+        while True:
+            cursor = await connection.execute(
+                "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query = %s", (query,)
+            )
+            if await cursor.fetchone():
+                return
+            await asyncio.sleep(0.01)
+
+
+async def until_pool_is_empty(database: Database) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            stats = database._pool.get_stats()
+            if stats["pool_size"] == POOL_SIZE and not stats["pool_available"]:
+                return
+            await asyncio.sleep(0.01)
