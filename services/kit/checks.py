@@ -14,6 +14,7 @@ from services.kit.money import AMOUNT_MINOR_MAX, is_currency
 
 KEY_LENGTH_MAX = 255
 ID_LENGTH_MAX = 64
+EMAIL_LENGTH_MAX = 200
 PAGE_SIZE_DEFAULT = 100
 PAGE_SIZE_MAX = 1_000
 VIOLATIONS_MAX = 20
@@ -73,6 +74,13 @@ class Checks:
         """An IPv4 or IPv6 address, or empty."""
         if value and not _is_ip_address(value):
             self.fail(field, f"{value[:QUOTED_LENGTH_MAX]!r} is not an IPv4 or IPv6 address")
+
+    def email(self, field: str, value: str) -> None:
+        """An email address of at most 200 characters, or empty. Only the @ is looked for: the rest is the mail server's
+        business."""
+        self.text(field, value, max_length=EMAIL_LENGTH_MAX, optional=True)
+        if value and not 0 < value.find("@") < len(value) - 1:
+            self.fail(field, "is not an email address such as 'ann@example.com'")
 
     def card_bin(self, field: str, value: str) -> None:
         """The first six to eight digits of a card, or empty."""

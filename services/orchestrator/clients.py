@@ -6,7 +6,7 @@ the keys make it safe to ask again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import grpc.aio
@@ -22,6 +22,10 @@ from services.kit.rpc.client import call
 from services.kit.rpc.failures import from_failure
 from services.kit.telemetry import traceparent_of
 from services.orchestrator.domain import Outcome, Saga
+
+LINES_PER_CALL_MAX = 20_000
+"""Of one call to inventory: well below the message limit even with the longest skus, and few enough that the products
+of one huge set are not locked for seconds."""
 
 
 class Due(NamedTuple):
@@ -70,6 +74,12 @@ class Inventory:
         self._stub = inventory_pb2_grpc.InventoryServiceStub(channel)
 
     async def do(self, due: Sequence[Due], deadline: Deadline) -> list[Result]:
+        results: list[Result] = []
+        for part in _by_weight(due, LINES_PER_CALL_MAX):
+            results += await self._reserve(part, deadline)
+        return results
+
+    async def _reserve(self, due: Sequence[Due], deadline: Deadline) -> list[Result]:
         request = inventory_pb2.BatchReserveStockRequest()
         for one in due:
             item = request.items.add(idempotency_key=one.do_key, traceparent=traceparent_of(one.span))
@@ -137,6 +147,20 @@ class Shipping:
             item.request.merchant_id = one.saga.merchant_id
             item.request.create_key = one.do_key
         return await _ask(self._stub.BatchCancelShipments, request, due, deadline, _undone)
+
+
+def _by_weight(due: Sequence[Due], lines_max: int) -> Iterator[list[Due]]:
+    """The set in parts of at most so many order lines; a single order may have more."""
+    part: list[Due] = []
+    lines = 0
+    for one in due:
+        if part and lines + len(one.order.lines) > lines_max:
+            yield part
+            part, lines = [], 0
+        part.append(one)
+        lines += len(one.order.lines)
+    if part:
+        yield part
 
 
 async def _ask(method: Any, request: Any, due: Sequence[Due], deadline: Deadline, read: Any) -> list[Result]:

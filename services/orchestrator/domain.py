@@ -284,17 +284,24 @@ def calling(saga: Saga, call: Call) -> Saga:
 
 
 def turned(saga: Saga, turn: Turn) -> Saga:
-    """The saga on its way back. What is still being called may come to be done: it is waited for, then undone. In one
-    that was taken over, an earlier owner may have taken any step: those that we have not come to are undone, too."""
-    steps = saga.steps
-    if saga.taken_over:
-        steps = {
-            name: progress._replace(state=StepState.GIVEN_UP)
-            if progress.state is StepState.PENDING
-            else progress
-            for name, progress in steps.items()
-        }
-    return saga._replace(state=State.COMPENSATING, reason=turn.reason, steps=steps)
+    """The saga on its way back. What is still being called may come to be done: it is waited for, then undone. What may
+    have been done by an attempt that we did not hear of is undone, too: in a saga that was taken over that can be any
+    step, and a "no" to a repeat (a stricter check since, another fingerprint) says nothing of the first attempt."""
+    return saga._replace(
+        state=State.COMPENSATING,
+        reason=turn.reason,
+        steps={
+            name: progress._replace(state=StepState.GIVEN_UP) if _doubtful(saga, progress) else progress
+            for name, progress in saga.steps.items()
+        },
+    )
+
+
+def _doubtful(saga: Saga, progress: Progress) -> bool:
+    """Whether a step that we did not see done may have been done all the same."""
+    if progress.state is StepState.REFUSED:
+        return saga.taken_over or progress.attempts > 1
+    return progress.state is StepState.PENDING and saga.taken_over
 
 
 def ended(saga: Saga, end: Finish | Park, now_ms: int) -> Saga:

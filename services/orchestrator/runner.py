@@ -143,7 +143,11 @@ class Engine:
         """Wait until something has happened to the saga, at most so long."""
         watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         running.watchers.append(watcher)
-        await asyncio.wait((watcher,), timeout=seconds)
+        try:
+            await asyncio.wait((watcher,), timeout=seconds)
+        finally:
+            if watcher in running.watchers:
+                running.watchers.remove(watcher)
 
     def _advance(self, running: Running) -> None:
         while not (running.undecided or running.abandoned):

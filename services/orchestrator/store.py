@@ -194,14 +194,15 @@ async def take_over(tx: Connection, epoch: int, limit: int) -> list[StoredSaga]:
     """Become the owner of sagas under way whose owner has no live lease."""
     cursor = await tx.execute(
         f"""
-        UPDATE sagas SET owner_epoch = %(epoch)s
-        WHERE (merchant_id, saga_id) IN (
-            SELECT merchant_id, saga_id FROM sagas
+        WITH orphans AS MATERIALIZED (
+            SELECT merchant_id AS orphan_merchant_id, saga_id AS orphan_saga_id FROM sagas
             WHERE state IN ('RUNNING', 'COMPENSATING')
               AND owner_epoch NOT IN (SELECT epoch FROM instances WHERE lease_until > now())
             LIMIT %(limit)s
             FOR NO KEY UPDATE SKIP LOCKED
         )
+        UPDATE sagas SET owner_epoch = %(epoch)s
+        FROM orphans WHERE merchant_id = orphan_merchant_id AND saga_id = orphan_saga_id
         RETURNING {_COLUMNS}
         """,
         {"epoch": epoch, "limit": limit},

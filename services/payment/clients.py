@@ -216,7 +216,9 @@ def _authorized(authorization: bank_pb2.Authorization) -> Authorization:
 
 def _failed(failure: failure_pb2.Failure) -> Lost | RefusedByProcessor:
     error = from_failure(failure)
-    if isinstance(error, Refused | NotFound) or error.kind is Kind.INVALID:
+    # Our keys are ours alone: another fingerprint under one means that an operation stands there, not that none does.
+    stands = error.reason == "IDEMPOTENCY_KEY_REUSED"
+    if not stands and (isinstance(error, Refused | NotFound) or error.kind is Kind.INVALID):
         return RefusedByProcessor(error.reason)
     return _lost(error)
 

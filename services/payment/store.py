@@ -171,14 +171,15 @@ async def take_unresolved(tx: Connection, limit: int, lease_seconds: float) -> l
     them for `lease_seconds`."""
     cursor = await tx.execute(
         f"""
-        UPDATE payments SET resolve_at = now() + make_interval(secs => %(lease)s),
-                            resolve_attempts = resolve_attempts + 1
-        WHERE (merchant_id, payment_id) IN (
-            SELECT merchant_id, payment_id FROM payments
+        WITH due AS MATERIALIZED (
+            SELECT merchant_id AS due_merchant_id, payment_id AS due_payment_id FROM payments
             WHERE state IN ('AUTHORIZING', 'VOIDING') AND resolve_at <= now()
             ORDER BY resolve_at LIMIT %(limit)s
             FOR NO KEY UPDATE SKIP LOCKED
         )
+        UPDATE payments SET resolve_at = now() + make_interval(secs => %(lease)s),
+                            resolve_attempts = resolve_attempts + 1
+        FROM due WHERE merchant_id = due_merchant_id AND payment_id = due_payment_id
         RETURNING {_COLUMNS}, resolve_attempts
         """,
         {"limit": limit, "lease": lease_seconds},

@@ -32,7 +32,7 @@ def _payer(checks: Checks, request: pb.PlaceOrderRequest) -> None:
     checks.text("card.token", card.token, max_length=128)
     checks.card_bin("card.bin", card.bin)
     checks.text("customer.customer_id", customer.customer_id, optional=True)
-    checks.text("customer.email", customer.email, max_length=TEXT_MAX, optional=True)
+    checks.email("customer.email", customer.email)
     checks.country("customer.billing_country", customer.billing_country, optional=True)
     checks.ip_address("customer.ip_address", customer.ip_address)
 

@@ -119,6 +119,8 @@ class OrchestratorService:
         if not (isinstance(outcome, Failed) and isinstance(outcome.error, InProgress)):
             return outcome
         saga_id = outcome.error.facts.get("resource_id", "")
+        if not saga_id:
+            return outcome
         running = self._engine.running((command.merchant_id, saga_id))
         if running is not None:
             return _pending(running, replayed=True)

@@ -43,9 +43,7 @@ def authorize_wish(request: pb.AuthorizePaymentRequest) -> Authorize:
     checks.text("card.token", card.token, max_length=CARD_TOKEN_LENGTH_MAX)
     checks.card_bin("card.bin", card.bin)
     checks.text("customer.customer_id", customer.customer_id, optional=True)
-    checks.text("customer.email", customer.email, max_length=EMAIL_LENGTH_MAX, optional=True)
-    if customer.email and not 0 < customer.email.find("@") < len(customer.email) - 1:
-        checks.fail("customer.email", "is no email address: it must have an '@' between a name and a host")
+    checks.email("customer.email", customer.email)
     checks.country("customer.billing_country", customer.billing_country, optional=True)
     checks.ip_address("customer.ip_address", customer.ip_address)
     checks.done()
