@@ -55,6 +55,7 @@ class Database:
     """A pool of connections to one database."""
 
     def __init__(self, dsn: str, *, pool_size_max: int) -> None:
+        self._outliving: set[asyncio.Task[None]] = set()
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             dsn,
             min_size=2,
@@ -106,22 +107,64 @@ class Database:
         free in time."""
         async with self._connection(Deadline.after(TRANSACTION_SECONDS)) as connection:
             try:
-                cursor = await connection.execute(query, params, binary=True)
-                return await cursor.fetchall()
+                async with asyncio.timeout(TRANSACTION_SECONDS + GRACE_SECONDS):
+                    cursor = await connection.execute(query, params, binary=True)
+                    return await cursor.fetchall()
             except psycopg.OperationalError as error:
                 raise _translated(error, committing=False) from error
+            except TimeoutError as error:
+                await connection.close()
+                raise Retryable("DATABASE_UNAVAILABLE", "the database did not answer in time") from error
 
     @contextlib.asynccontextmanager
     async def _connection(self, until: Deadline) -> AsyncIterator[Connection]:
         try:
-            async with self._pool.connection(timeout=max(until.remaining(), 0.001)) as connection:
-                yield connection
+            connection = await self._pool.getconn(timeout=max(until.remaining(), 0.001))
         except PoolTimeout as error:
             raise Overloaded(
                 "DATABASE_BUSY",
                 "no database connection was free in time",
                 retry_after_ms=UNAVAILABLE_RETRY_AFTER_MS,
             ) from error
+        commit: asyncio.Task[object] | None = None
+        try:
+            yield connection
+        except _CommitHangs as error:
+            commit = error.commit
+            raise Unknown("COMMIT_UNKNOWN", "the database has not confirmed the commit in time") from error
+        finally:
+            if commit is None:
+                await self._pool.putconn(connection)
+            else:
+                task = asyncio.create_task(self._outlive(connection, commit))
+                self._outliving.add(task)
+                task.add_done_callback(self._outliving.discard)
+
+    async def _outlive(self, connection: Connection, commit: asyncio.Task[object]) -> None:
+        """Let a commit that hangs come to its own end, then give its connection back."""
+        await asyncio.wait((commit,))
+        log.warning("a commit that nobody waited for any more has ended")
+        with contextlib.suppress(Exception):
+            commit.result()
+        await connection.close()
+        await self._pool.putconn(connection)
+
+
+class _CommitHangs(Exception):
+    """The server has not confirmed a COMMIT in time. It is left alone: to cancel one that waits for a standby would
+    make it visible without making it safe."""
+
+    def __init__(self, commit: asyncio.Task[object]) -> None:
+        super().__init__("COMMIT hangs")
+        self.commit = commit
+
+
+async def _commit(connection: Connection, seconds: float) -> None:
+    commit: asyncio.Task[object] = asyncio.create_task(connection.execute("COMMIT", prepare=False))
+    done, _ = await asyncio.wait((commit,), timeout=seconds)
+    if not done:
+        raise _CommitHangs(commit)
+    commit.result()
 
 
 async def _configure(connection: Connection) -> None:
@@ -141,11 +184,13 @@ async def _once(connection: Connection, work: Callable[[Connection], Awaitable[T
                 prepare=False,
             )
             result = await work(connection)
-            committing = True
-            await connection.execute("COMMIT", prepare=False)
-            return result
+        committing = True
+        await _commit(connection, until.remaining() + GRACE_SECONDS)
+        return result
+    except _CommitHangs:
+        raise
     except TimeoutError as error:
-        # The server itself no longer answers, or waits for a standby: what this connection does is anyone's guess.
+        # The server itself no longer answers: what this connection does is anyone's guess.
         await connection.close()
         raise _translated(psycopg.OperationalError("no answer within the deadline"), committing) from error
     except BaseException as error:

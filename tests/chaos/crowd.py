@@ -32,7 +32,9 @@ async def _place(
             answer = await stub.PlaceOrder(request, metadata=with_key(key), timeout=CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
             failure = call_error(error)
-            told[f"{first}{error.code().name}{'' if failure.retry_after else ' without RetryInfo'}"] += 1
+            told[
+                f"{first}{error.code().name}{'' if failure.retry_after else f' without RetryInfo: {failure}'}"
+            ] += 1
             if failure.retry_after is None or failure.kind not in (Kind.RETRYABLE, Kind.IN_PROGRESS):
                 return
             await asyncio.sleep(failure.retry_after.total_seconds())

@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 import grpc.aio
 import pytest
 import pytest_asyncio
-from tests.orders import DATABASES, ENDED, Shop, batch, new_key, order, running_shop, until
 
 from audit.run import run_audit
 from paymesh.bank.v1 import bank_pb2
 from paymesh.channel import with_key
 from paymesh.errors import Kind, PaymeshCallError, call_error, failure_error
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
+from tests.orders import DATABASES, ENDED, Shop, batch, new_key, order, running_shop, until
 
 SECONDS = float(os.environ.get("PAYMESH_CHAOS_SECONDS", "30"))
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(SECONDS * 2 + 300)]
@@ -142,16 +142,12 @@ class Load:
 
     async def _one(self, key: str, request: pb.PlaceOrderRequest) -> list[pb.Order | PaymeshCallError]:
         try:
-            answer = await self.shop.orders.PlaceOrder(
-                request, metadata=with_key(key), timeout=CALL_SECONDS
-            )
+            answer = await self.shop.orders.PlaceOrder(request, metadata=with_key(key), timeout=CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
             return [call_error(error)]
         return [answer.order]
 
-    async def _many(
-        self, items: list[tuple[str, pb.PlaceOrderRequest]]
-    ) -> list[pb.Order | PaymeshCallError]:
+    async def _many(self, items: list[tuple[str, pb.PlaceOrderRequest]]) -> list[pb.Order | PaymeshCallError]:
         try:
             answer = await self.shop.orders.BatchPlaceOrders(batch(items), timeout=CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
@@ -213,9 +209,7 @@ async def _held(shop: Shop) -> dict[str, set[str]]:
         )
         assert len(rows) == len({row[0] for row in rows}), f"{database} holds something twice"
         held[database] = {row[0] for row in rows}
-    of_payment = dict(
-        await shop.rows("payment", "SELECT payment_id || '/authorize', order_id FROM payments")
-    )
+    of_payment = dict(await shop.rows("payment", "SELECT payment_id || '/authorize', order_id FROM payments"))
     approved = await shop.rows("bank", "SELECT key FROM authorizations WHERE state = 'APPROVED'")
     held["bank"] = {of_payment.get(key, f"unknown to payment: {key}") for (key,) in approved}
     return held

@@ -20,7 +20,6 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.orders import CALLER, DATABASES, Shop, batch, new_key, order, running_shop, until
 
 from audit.run import run_audit
 from deploy.local import mesh as layout
@@ -35,6 +34,7 @@ from paymesh.payment.v1 import payment_pb2
 from paymesh.shipping.v1 import shipping_pb2
 from services.kit.db import Database
 from services.orchestrator import store
+from tests.orders import CALLER, DATABASES, Shop, batch, new_key, order, running_shop, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -392,7 +392,9 @@ async def test_7_of_two_bodies_under_one_key_at_once_the_loser_commits_nothing(
 async def test_7_a_key_twice_in_one_batch_has_one_effect_and_two_equal_answers(pair: Shop) -> None:
     merchant, key = await pair.merchant(), new_key()
     request = order(merchant)
-    answer = await pair.orders.BatchPlaceOrders(batch([(key, request), (key, request), (key, order(merchant))]))
+    answer = await pair.orders.BatchPlaceOrders(
+        batch([(key, request), (key, request), (key, order(merchant))])
+    )
     assert answer.results[0].response == answer.results[1].response
     assert [r.replayed for r in answer.results[:2]] == [False, True]
     assert failure_error(answer.results[2].failure).reason == "IDEMPOTENCY_KEY_REUSED"

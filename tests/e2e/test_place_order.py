@@ -8,7 +8,6 @@ from collections import Counter
 
 import grpc
 import pytest
-from tests.orders import CALLER, ENDED, PRICE_MINOR, Shop, batch, new_key, order, until
 
 from paymesh.channel import open_channel, was_replayed, with_key
 from paymesh.errors import Kind, PaymeshCallError, call_error, failure_error
@@ -16,6 +15,7 @@ from paymesh.fraud.v1 import fraud_pb2
 from paymesh.inventory.v1 import inventory_pb2
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from paymesh.orchestrator.v1.orchestrator_pb2_grpc import OrchestratorServiceStub
+from tests.orders import CALLER, ENDED, PRICE_MINOR, Shop, batch, new_key, order, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -377,9 +377,7 @@ async def test_sagas_are_listed_newest_first_in_pages_and_by_state(shop: Shop) -
         (pb.SAGA_STATE_COMPENSATED, 3),
         (pb.SAGA_STATE_PARKED, 0),
     ):
-        found = (
-            await shop.orders.ListSagas(pb.ListSagasRequest(merchant_id=merchant, states=[state]))
-        ).sagas
+        found = (await shop.orders.ListSagas(pb.ListSagasRequest(merchant_id=merchant, states=[state]))).sagas
         assert [saga.state for saga in found] == [state] * count
     both = pb.ListSagasRequest(
         merchant_id=merchant, states=[pb.SAGA_STATE_COMPLETED, pb.SAGA_STATE_COMPENSATED], page_size=7

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.orders import Shop, new_key
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

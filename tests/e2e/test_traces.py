@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from tests.orders import Shop, new_key, order, running_shop, until
 
 from paymesh.bank.v1 import bank_pb2
 from paymesh.channel import with_key
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
+from tests.orders import Shop, new_key, order, running_shop, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -144,17 +144,13 @@ def _check_story(spans: list[Span], placed: pb.Order, steps: list[str]) -> None:
         assert ("inventory", "ReleaseStock") in touched["undo reserve"]
 
 
-@pytest.mark.parametrize(
-    ("country", "steps"), [("GB", STEPS_OF_A_GOOD_ORDER), ("AQ", STEPS_BACK_FROM_SHIP)]
-)
+@pytest.mark.parametrize(("country", "steps"), [("GB", STEPS_OF_A_GOOD_ORDER), ("AQ", STEPS_BACK_FROM_SHIP)])
 async def test_a_single_order_is_one_trace_from_its_caller_to_the_last_undo(
     traced_shop: Shop, country: str, steps: list[str]
 ) -> None:
     merchant, caller = await traced_shop.merchant(), Caller.new()
     metadata = (*with_key(new_key()), ("traceparent", caller.traceparent))
-    placed = (
-        await traced_shop.orders.PlaceOrder(order(merchant, country=country), metadata=metadata)
-    ).order
+    placed = (await traced_shop.orders.PlaceOrder(order(merchant, country=country), metadata=metadata)).order
     spans = await _whole_trace(traced_shop, caller.trace_id, caller.span_id, steps)
     _check_story(spans, placed, steps)
 

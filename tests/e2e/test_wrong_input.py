@@ -12,7 +12,6 @@ import pytest_asyncio
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
-from tests.orders import Shop, batch, new_key, new_merchant, order
 
 from paymesh.bank.v1 import bank_pb2
 from paymesh.channel import with_key
@@ -22,6 +21,7 @@ from paymesh.inventory.v1 import inventory_pb2
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from paymesh.payment.v1 import payment_pb2
 from paymesh.shipping.v1 import shipping_pb2
+from tests.orders import Shop, batch, new_key, new_merchant, order
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 import pytest_asyncio
+
 from paymesh.channel import open_channel, with_key
 from paymesh.inventory.v1 import inventory_pb2 as pb
 from paymesh.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
 from paymesh.result.v1 import failure_pb2
-
 from tests.conftest import Services
 
 MERCHANT = "mer_1"
@@ -78,7 +78,10 @@ async def test_stock_is_never_oversold_when_many_want_the_last_pieces(stub: Inve
 async def test_a_refused_item_costs_its_neighbours_nothing(stub: InventoryServiceStub) -> None:
     await _product(stub, "a", 5)
     batch = _batch(
-        ("k1", _reserve("o1", a=3)), ("k2", _reserve("o2", a=3)), ("k3", _reserve("o3", a=2)), ("k4", _reserve("o4", b=1))
+        ("k1", _reserve("o1", a=3)),
+        ("k2", _reserve("o2", a=3)),
+        ("k3", _reserve("o3", a=2)),
+        ("k4", _reserve("o4", b=1)),
     )
     for attempt in range(2):
         results = (await stub.BatchReserveStock(batch)).results
@@ -96,17 +99,25 @@ async def test_one_key_fifty_times_at_once_reserves_once(stub: InventoryServiceS
     assert await _stock(stub, "a") == (100, 2)
 
 
-async def test_one_key_twice_in_one_batch_has_one_effect_and_two_equal_answers(stub: InventoryServiceStub) -> None:
+async def test_one_key_twice_in_one_batch_has_one_effect_and_two_equal_answers(
+    stub: InventoryServiceStub,
+) -> None:
     await _product(stub, "a", 100)
-    results = (await stub.BatchReserveStock(_batch(("k", _reserve("o", a=2)), ("k", _reserve("o", a=2))))).results
+    results = (
+        await stub.BatchReserveStock(_batch(("k", _reserve("o", a=2)), ("k", _reserve("o", a=2))))
+    ).results
     assert results[0].response == results[1].response
     assert [r.replayed for r in results] == [False, True]
     assert await _stock(stub, "a") == (100, 2)
 
 
-async def test_one_key_for_two_requests_is_refused_and_the_loser_changes_nothing(stub: InventoryServiceStub) -> None:
+async def test_one_key_for_two_requests_is_refused_and_the_loser_changes_nothing(
+    stub: InventoryServiceStub,
+) -> None:
     await _product(stub, "a", 100)
-    results = (await stub.BatchReserveStock(_batch(("k", _reserve("o", a=2)), ("k", _reserve("o", a=3))))).results
+    results = (
+        await stub.BatchReserveStock(_batch(("k", _reserve("o", a=2)), ("k", _reserve("o", a=3))))
+    ).results
     assert [r.failure.reason for r in results] == ["", "IDEMPOTENCY_KEY_REUSED"]
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await stub.ReserveStock(_reserve("o", a=4), metadata=with_key("k"))
@@ -117,15 +128,21 @@ async def test_one_key_for_two_requests_is_refused_and_the_loser_changes_nothing
 
 async def test_an_order_is_reserved_for_once_whatever_the_key(stub: InventoryServiceStub) -> None:
     await _product(stub, "a", 100)
-    results = (await stub.BatchReserveStock(_batch(("k1", _reserve("o", a=2)), ("k2", _reserve("o", a=2))))).results
+    results = (
+        await stub.BatchReserveStock(_batch(("k1", _reserve("o", a=2)), ("k2", _reserve("o", a=2))))
+    ).results
     assert [r.failure.reason for r in results] == ["", "ORDER_ALREADY_RESERVED"]
     assert await _stock(stub, "a") == (100, 2)
 
 
-async def test_an_order_that_is_reserved_already_takes_nothing_from_its_neighbours(stub: InventoryServiceStub) -> None:
+async def test_an_order_that_is_reserved_already_takes_nothing_from_its_neighbours(
+    stub: InventoryServiceStub,
+) -> None:
     await _product(stub, "a", 5)
     await stub.ReserveStock(_reserve("o", a=1), metadata=with_key("k"))
-    results = (await stub.BatchReserveStock(_batch(("k1", _reserve("o", a=4)), ("k2", _reserve("o3", a=4))))).results
+    results = (
+        await stub.BatchReserveStock(_batch(("k1", _reserve("o", a=4)), ("k2", _reserve("o3", a=4))))
+    ).results
     assert [r.failure.reason for r in results] == ["ORDER_ALREADY_RESERVED", ""]
     assert await _stock(stub, "a") == (5, 5)
 
@@ -190,7 +207,9 @@ async def test_wrong_input_names_the_field_and_changes_nothing(
     assert await _stock(stub, "a") == (100, 1)
 
 
-async def test_a_missing_key_a_list_too_long_or_empty_and_broken_text_are_refused(stub: InventoryServiceStub) -> None:
+async def test_a_missing_key_a_list_too_long_or_empty_and_broken_text_are_refused(
+    stub: InventoryServiceStub,
+) -> None:
     await _product(stub, "a", 100)
     for call in (
         stub.ReserveStock(_reserve("o", a=1)),

@@ -364,7 +364,9 @@ def test_every_saga_whatsoever_gets_a_decision_and_resumes(
             raise AssertionError("calls without end")
 
 
-def _attempts(saga: Saga, step: str, direction: Direction, outcome: Outcome) -> Iterator[tuple[Saga, int | None]]:
+def _attempts(
+    saga: Saga, step: str, direction: Direction, outcome: Outcome
+) -> Iterator[tuple[Saga, int | None]]:
     """The saga after each further attempt that comes to `outcome`, with the wait before the next one."""
     for number in itertools.count(1):
         reason = "" if outcome is Outcome.DONE else f"{outcome}_{number}"
@@ -432,7 +434,9 @@ def test_an_undo_that_fails_for_ever_is_tried_ever_less_often_and_then_parked(ou
     assert saga.steps["authorize"].state is StepState.STUCK
     saga = _call(saga, "reserve", Direction.UNDO, Outcome.DONE)
     park = domain.next_step(saga)
-    assert park == Park(Reason("authorize", f"{outcome}_{policy.attempts_max}", f"message {policy.attempts_max}"))
+    assert park == Park(
+        Reason("authorize", f"{outcome}_{policy.attempts_max}", f"message {policy.attempts_max}")
+    )
 
 
 def test_a_step_given_up_may_have_been_done_and_is_undone() -> None:
@@ -449,9 +453,7 @@ def test_a_step_given_up_may_have_been_done_and_is_undone() -> None:
 
 
 def test_a_callee_that_names_a_longer_wait_is_obeyed() -> None:
-    saga = domain.calling(
-        domain.begin(PLACE, "mer_1", "saga_1", "ord_1", 1), Call("reserve", Direction.DO)
-    )
+    saga = domain.calling(domain.begin(PLACE, "mer_1", "saga_1", "ord_1", 1), Call("reserve", Direction.DO))
     attempt = Attempt("reserve", Direction.DO, 1, Outcome.RETRYABLE, "BUSY", "", {}, 1, 2, 60_000)
     assert domain.attempted(saga, attempt)[1] == 60_000
 
