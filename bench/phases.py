@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-CALLERS_DEFAULT = 6
+CALLERS_DEFAULT = 8
 BATCH_SIZE_DEFAULT = 100
 """Six batches of a hundred are under way: enough to keep two cores busy, few enough for a p95 below 500 ms."""
 

@@ -24,6 +24,7 @@ from deploy.local.restarts import RestartPolicy
 from deploy.local.supervisor import Mesh
 from paymesh.bank.v1.bank_pb2_grpc import BankServiceStub, FaultServiceStub
 from paymesh.channel import open_channel, with_key
+from paymesh.errors import PaymeshCallError, call_error
 from paymesh.fraud.v1.fraud_pb2_grpc import FraudServiceStub
 from paymesh.inventory.v1 import inventory_pb2
 from paymesh.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
@@ -40,6 +41,12 @@ PRICE_MINOR = 2_500
 """Too much for the rule that looks for card testing, too little for those that look for large payments."""
 CALLER = "shop"
 ENDED = (pb.SAGA_STATE_COMPLETED, pb.SAGA_STATE_COMPENSATED, pb.SAGA_STATE_PARKED)
+
+HELD = {"reservation": "RESERVED", "payment": "AUTHORIZED", "bank": "APPROVED", "shipment": "CREATED"}
+"""`Shop.holdings` of a completed order."""
+UNDONE_AT_SHIP = {"reservation": "RELEASED", "payment": "VOIDED", "bank": "VOIDED", "shipment": None}
+"""`Shop.holdings` of an order that the carrier refused."""
+NOTHING = dict.fromkeys(HELD)
 
 _numbers = itertools.count(1)
 
@@ -153,6 +160,11 @@ class Shop:
             for a in saga.history
         ]
 
+    async def reserved(self, merchant: str, sku: str = "cup") -> int:
+        """How many pieces of a product are set aside."""
+        request = inventory_pb2.GetProductRequest(merchant_id=merchant, sku=sku)
+        return (await self.inventory.GetProduct(request)).product.reserved_quantity
+
     async def rows(self, database: str, query: str, **params: Any) -> list[tuple[Any, ...]]:
         """What a service's own database answers."""
         connection = await self._connection(database)
@@ -218,6 +230,15 @@ class Shop:
         )
         rows = await (await connection.execute(query)).fetchall()
         return {f"{database}.{name}": (count, total) for name, count, total in rows}
+
+
+async def refusal(call: Awaitable[Any]) -> PaymeshCallError:
+    """What a call that must fail was told."""
+    try:
+        answer = await call
+    except grpc.aio.AioRpcError as error:
+        return call_error(error)
+    raise AssertionError(f"not refused: {answer}")
 
 
 async def until(

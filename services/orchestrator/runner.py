@@ -22,6 +22,7 @@ from typing import Any, Generic
 
 from google.protobuf.message import Message
 from opentelemetry.trace import Span
+from prometheus_client import Counter
 
 from services.kit import telemetry
 from services.kit.clock import now_ms
@@ -36,6 +37,8 @@ from services.orchestrator.domain import Attempt, Call, Direction, Outcome, Saga
 from services.orchestrator.lane import Lane
 
 log = logging.getLogger(__name__)
+
+SAGAS = Counter("paymesh_sagas_total", "Sagas that have ended here, by the state they ended in.", ("state",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +246,7 @@ class Engine:
 
     def _finish(self, running: Running, answer: Answer[Any]) -> None:
         self._forget(running)
+        SAGAS.labels(running.saga.state.value).inc()
         failed = running.saga.state is not State.COMPLETED
         telemetry.end(running.span, running.saga.state, failed=failed)
         if running.saga.state is State.PARKED:

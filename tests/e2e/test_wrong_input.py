@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-import grpc
 import pytest
 import pytest_asyncio
 from google.protobuf import descriptor_pool, message_factory
@@ -15,13 +14,13 @@ from google.protobuf.message import Message
 
 from paymesh.bank.v1 import bank_pb2
 from paymesh.channel import with_key
-from paymesh.errors import Kind, PaymeshCallError, call_error, failure_error
+from paymesh.errors import Kind, failure_error
 from paymesh.fraud.v1 import fraud_pb2
 from paymesh.inventory.v1 import inventory_pb2
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from paymesh.payment.v1 import payment_pb2
 from paymesh.shipping.v1 import shipping_pb2
-from tests.orders import Shop, batch, new_key, new_merchant, order
+from tests.orders import Shop, batch, new_key, new_merchant, order, refusal
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -38,12 +37,6 @@ async def nothing_changes(shop: Shop) -> AsyncIterator[None]:
     before = await shop.everything()
     yield
     assert await shop.everything() == before
-
-
-async def _refusal(call: Any) -> PaymeshCallError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return call_error(caught.value)
 
 
 def _set(**values: Any) -> Change:
@@ -138,7 +131,7 @@ async def test_a_wrong_order_is_refused_with_every_field_at_fault(
 ) -> None:
     request = order(new_merchant())
     change(request)
-    single = await _refusal(shop.orders.PlaceOrder(request, metadata=with_key(new_key())))
+    single = await refusal(shop.orders.PlaceOrder(request, metadata=with_key(new_key())))
     (result,) = await shop.place_all([(new_key(), request)])
     assert not result.replayed
     for error in (single, failure_error(result.failure)):
@@ -150,7 +143,7 @@ async def test_a_wrong_order_is_refused_with_every_field_at_fault(
 @pytest.mark.parametrize("key", ["", "k" * 256])
 async def test_a_single_order_without_a_proper_key_is_refused(shop: Shop, key: str) -> None:
     metadata = (("idempotency-key", key),) if key else ()
-    error = await _refusal(shop.orders.PlaceOrder(order(new_merchant()), metadata=metadata))
+    error = await refusal(shop.orders.PlaceOrder(order(new_merchant()), metadata=metadata))
     assert error.kind is Kind.INVALID
     assert [violation.field for violation in error.violations] == ["idempotency_key"]
 
@@ -167,7 +160,7 @@ async def test_an_item_without_a_proper_key_is_refused(shop: Shop, key: str) -> 
 async def test_a_batch_of_none_or_too_many_is_refused_as_a_whole(shop: Shop, count: int) -> None:
     merchant = new_merchant()
     items = [(f"key-{n}", order(merchant)) for n in range(count)]
-    error = await _refusal(shop.orders.BatchPlaceOrders(batch(items)))
+    error = await refusal(shop.orders.BatchPlaceOrders(batch(items)))
     assert error.kind is Kind.INVALID
     assert [violation.field for violation in error.violations] == ["items"]
 
@@ -220,7 +213,7 @@ async def test_bytes_that_are_no_message_are_an_invalid_argument(
     call = shop.channels["orchestrator"].unary_unary(
         METHOD + rpc, request_serializer=lambda raw: raw, response_deserializer=lambda raw: raw
     )
-    error = await _refusal(call(data, metadata=with_key(new_key())))
+    error = await refusal(call(data, metadata=with_key(new_key())))
     assert (error.kind, error.reason) == (Kind.INVALID, "INVALID_REQUEST")
     assert field in {violation.field for violation in error.violations}
 
@@ -249,7 +242,7 @@ async def test_reading_needs_a_merchant_and_a_name(shop: Shop, merchant: str, na
         (_watch(shop, pb.WatchOrderRequest(**an_order)), "order"),
         (shop.orders.GetSaga(pb.GetSagaRequest(**a_saga)), "saga"),
     ):
-        error = await _refusal(call)
+        error = await refusal(call)
         assert error.kind is Kind.INVALID
         assert [violation.field for violation in error.violations] == [field.format(kind)]
 
@@ -270,7 +263,7 @@ async def test_what_does_not_exist_is_not_found(shop: Shop, name: str) -> None:
             "UNKNOWN_SAGA",
         ),
     ):
-        error = await _refusal(call)
+        error = await refusal(call)
         assert (error.kind, error.reason) == (Kind.NOT_FOUND, reason)
 
 
@@ -287,7 +280,7 @@ async def test_what_does_not_exist_is_not_found(shop: Shop, name: str) -> None:
     ],
 )
 async def test_a_wrong_listing_is_refused(shop: Shop, request_: pb.ListSagasRequest, field: str) -> None:
-    error = await _refusal(shop.orders.ListSagas(request_))
+    error = await refusal(shop.orders.ListSagas(request_))
     assert error.kind is Kind.INVALID
     assert [violation.field for violation in error.violations] == [field]
 
@@ -307,9 +300,8 @@ async def test_no_rpc_of_the_mesh_takes_an_empty_or_broken_request(
     shop: Shop, service: str, method: MethodDescriptor
 ) -> None:
     path = f"/{method.containing_service.full_name}/{method.name}"
-    send = shop.channels[service].unary_unary
-    if method.server_streaming:
-        send = shop.channels[service].unary_stream
+    channel = shop.channels[service]
+    send: Any = channel.unary_stream if method.server_streaming else channel.unary_unary
     call = send(path, request_serializer=lambda raw: raw, response_deserializer=lambda raw: raw)
 
     async def ask(data: bytes) -> None:
@@ -320,10 +312,10 @@ async def test_no_rpc_of_the_mesh_takes_an_empty_or_broken_request(
         else:
             await answer
 
-    broken = await _refusal(ask(b"\x0a\x02\xff\xfe" if method.input_type.fields else b"\x0a\xff"))
+    broken = await refusal(ask(b"\x0a\x02\xff\xfe" if method.input_type.fields else b"\x0a\xff"))
     assert (broken.kind, broken.reason) == (Kind.INVALID, "INVALID_REQUEST")
     if method.input_type.fields:
-        empty = await _refusal(ask(b""))
+        empty = await refusal(ask(b""))
         assert (empty.kind, empty.reason) == (Kind.INVALID, "INVALID_REQUEST")
         assert empty.violations
 
@@ -340,14 +332,15 @@ async def test_no_batch_of_the_mesh_takes_items_without_a_key_or_too_many(
     shop: Shop, service: str, method: MethodDescriptor
 ) -> None:
     item_type = method.input_type.fields_by_name["items"].message_type
+    assert item_type is not None
     request_type = message_factory.GetMessageClass(method.input_type)
     response_type = message_factory.GetMessageClass(
         descriptor_pool.Default().FindMessageTypeByName(method.output_type.full_name)
     )
     assert "idempotency_key" in item_type.fields_by_name
-    call = shop.channels[service].unary_unary(
+    call: Any = shop.channels[service].unary_unary(
         f"/{method.containing_service.full_name}/{method.name}",
-        request_serializer=lambda message: message.SerializeToString(),
+        request_serializer=request_type.SerializeToString,
         response_deserializer=response_type.FromString,
     )
 
@@ -361,5 +354,5 @@ async def test_no_batch_of_the_mesh_takes_items_without_a_key_or_too_many(
     error = failure_error(result.failure)
     assert error.kind is Kind.INVALID
     assert [violation.field for violation in error.violations] == ["idempotency_key"]
-    too_many = await _refusal(call(items(1_001)))
+    too_many = await refusal(call(items(1_001)))
     assert [violation.field for violation in too_many.violations] == ["items"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -225,7 +226,7 @@ async def test_a_missing_key_a_list_too_long_or_empty_and_broken_text_are_refuse
 async def test_bytes_that_are_no_text_are_invalid(services: Services) -> None:
     process = services.start("inventory")
     async with grpc.aio.insecure_channel(process.target) as channel:
-        raw = channel.unary_unary("/paymesh.inventory.v1.InventoryService/ReserveStock")
+        raw: Any = channel.unary_unary("/paymesh.inventory.v1.InventoryService/ReserveStock")
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await raw(b"\x0a\x02\xff\xfe", metadata=with_key("k"))
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -283,6 +285,93 @@ async def test_a_connection_killed_during_commit_leaves_it_unknown(
     await kill(other, pids[0])
     async with raises(Unknown, "COMMIT_UNKNOWN", Kind.UNKNOWN):
         await running
+
+
+async def test_a_process_that_stands_still_does_not_keep_its_locks(
+    dsn: str, database: Database, other: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "GRACE_MS", 100)
+    locked = threading.Event()
+
+    async def falls_silent(tx: Connection) -> None:
+        await add(tx, "a")
+        locked.set()
+        time.sleep(1.5)  # the whole loop of this process, as if it had been stopped
+        await add(tx, "a")
+
+    async def process() -> None:
+        own = Database(dsn, pool_size_max=2)
+        await own.open()
+        try:
+            async with raises(Retryable, "DATABASE_UNAVAILABLE", Kind.RETRYABLE):
+                await own.transact(falls_silent, Deadline.after(0.2))
+        finally:
+            await own.close()
+
+    silent = asyncio.create_task(asyncio.to_thread(asyncio.run, process()))
+    await asyncio.to_thread(locked.wait, 10)
+    started = time.monotonic()
+    await database.transact(lambda tx: add(tx, "a", 10), Deadline.after(10))
+    assert time.monotonic() - started < 1.2
+    await silent
+    assert await value(other, "a") == 10
+
+
+async def test_a_server_that_no_longer_answers_is_given_up(
+    database: Database, other: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "GRACE_SECONDS", 0.2)
+    frozen: list[int] = []
+
+    async def work(tx: Connection) -> None:
+        await add(tx, "a")
+        frozen.append(await pid_of(tx))
+        os.kill(frozen[0], signal.SIGSTOP)
+        await add(tx, "a")
+
+    started = time.monotonic()
+    try:
+        async with raises(Retryable, "DATABASE_UNAVAILABLE", Kind.RETRYABLE):
+            await database.transact(work, Deadline.after(0.3))
+        assert time.monotonic() - started < 8
+        await database.transact(lambda tx: add(tx, "b"), Deadline.after(5))
+    finally:
+        os.kill(frozen[0], signal.SIGCONT)
+    assert (await value(other, "a"), await value(other, "b")) == (0, 1)
+
+
+async def test_a_commit_that_hangs_is_unknown_and_comes_to_its_own_end(
+    database: Database, other: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "GRACE_SECONDS", 0.2)
+    frozen: list[int] = []
+
+    async def work(tx: Connection) -> None:
+        await add(tx, "a")
+        frozen.append(await pid_of(tx))
+        os.kill(frozen[0], signal.SIGSTOP)  # so that it is the COMMIT that is not answered
+
+    started = time.monotonic()
+    try:
+        async with raises(Unknown, "COMMIT_UNKNOWN", Kind.UNKNOWN):
+            await database.transact(work, Deadline.after(0.3))
+        assert time.monotonic() - started < 3
+    finally:
+        os.kill(frozen[0], signal.SIGCONT)
+    async with asyncio.timeout(5):
+        while await value(other, "a") != 1:  # it was never cancelled
+            await asyncio.sleep(0.01)
+
+
+async def test_a_read_that_is_not_answered_is_given_up(
+    database: Database, other: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(db, "TRANSACTION_SECONDS", 0.2)
+    started = time.monotonic()
+    async with raises(Retryable, "DATABASE_UNAVAILABLE", Kind.RETRYABLE):
+        await database.fetch("SELECT pg_sleep(20)")
+    assert time.monotonic() - started < 3
 
 
 async def test_idle_connections_that_were_killed_are_replaced(database: Database, other: Connection) -> None:

@@ -25,6 +25,7 @@ class Kitchen:
 
     def __init__(self, **limits: float) -> None:
         self.sets: list[list[str]] = []
+        self.served: list[str] = []
         self.under_way = 0
         self.under_way_max = 0
         self.deadlines: list[Deadline] = []
@@ -48,6 +49,7 @@ class Kitchen:
                 raise ValueError("poisoned")
             if "short" in commands:
                 return []
+            self.served += commands
             return [command.upper() for command in commands]
         finally:
             self.under_way -= 1
@@ -250,7 +252,8 @@ async def test_the_work_of_a_caller_who_went_away_is_carried_out() -> None:
     for _ in range(3):
         kitchen.gate.release()
     assert await patient == ["C"]
-    assert kitchen.sets == [["a"], ["b", "c"]]
+    await turn()
+    assert sorted(kitchen.served) == ["a", "b", "c"]
     assert kitchen.under_way == 0
 
 
@@ -290,6 +293,21 @@ async def test_drain_waits_for_everything_accepted_and_does_not_linger() -> None
     await asyncio.wait_for(drained, 5)
     assert kitchen.sets == [["c0"], ["c1", "c2"], ["c3", "c4"], ["c5"]]
     assert await asyncio.gather(*orders) == [[f"C{n}"] for n in range(6)]
+
+
+async def test_drain_starts_what_lingers() -> None:
+    kitchen = Kitchen(linger_ms=NEVER_MS)
+    kitchen.gate = asyncio.Semaphore(0)
+    orders = [kitchen.order("a"), kitchen.order("b", single=True)]
+    await turn()
+    assert kitchen.sets == [["a"]]
+    drained = asyncio.create_task(kitchen.coalescer.drain())
+    await turn()
+    assert kitchen.sets == [["a"], ["b"]]
+    kitchen.gate.release()
+    kitchen.gate.release()
+    await asyncio.wait_for(drained, 5)
+    assert await asyncio.gather(*orders) == [["A"], ["B"]]
 
 
 async def test_an_idle_coalescer_is_drained_already() -> None:

@@ -37,6 +37,9 @@ CONNECTION_AGE_MS = 5 * 60 * 1000
 CONNECTION_AGE_GRACE_MS = 60 * 1000
 PING_INTERVAL_MS_MIN = 10 * 1000
 """Clients may ping this often; they do so every 30 s."""
+PENDING_CALLS_MAX = 20_000
+"""Calls that gRPC holds until Python takes them. Its own limit of 1,000 drops calls of a rush without a word of ours;
+above `concurrent_rpcs_max`, ours decides what is shed."""
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -46,6 +49,8 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS_MIN),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.so_reuseport", 0),
+    ("grpc.server.max_pending_requests", PENDING_CALLS_MAX),
+    ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS_MAX),
 )
 
 Context = grpc.aio.ServicerContext[Any, Any]
