@@ -331,6 +331,8 @@ def attempted(saga: Saga, attempt: Attempt) -> tuple[Saga, int | None]:
             after = Progress(
                 StepState.REFUSED if forth else StepState.STUCK, number, {**before.facts, **attempt.facts}
             )
+            if saga.state is State.COMPENSATING and _doubtful(saga, after):
+                after = after._replace(state=StepState.GIVEN_UP)
         case _:
             # Once the saga has turned back there is no point in trying on: what may have been done is undone.
             turned_back = forth and saga.state is State.COMPENSATING

@@ -60,12 +60,16 @@ class Participant:
 
     refuses_do: bool
     refuses_undo: bool
+    fickle: bool = False
+    """Says no to a repeat of what it has done, for example because its checks have become stricter since."""
     holding: Holding = Holding.NOTHING
 
     def take(self, direction: Direction) -> tuple[Outcome, str]:
         if direction is Direction.DO:
             if self.refuses_do or self.holding in (Holding.UNDONE, Holding.BARRED):
                 return Outcome.REFUSED, "DO_REFUSED"
+            if self.fickle and self.holding is Holding.HELD:
+                return Outcome.REFUSED, "NO_MORE"
             self.holding = Holding.HELD
             return Outcome.DONE, ""
         if self.holding is Holding.HELD and self.refuses_undo:
@@ -272,7 +276,9 @@ def plans(draw: st.DrawFn) -> Plan:
 
 def _world(plan: Plan, dice: random.Random, bad_line_share: float) -> World:
     participants = {
-        step.name: Participant(refuses_do=dice.random() < 0.15, refuses_undo=dice.random() < 0.1)
+        step.name: Participant(
+            refuses_do=dice.random() < 0.15, refuses_undo=dice.random() < 0.1, fickle=dice.random() < 0.1
+        )
         for step in plan.steps
     }
     return World(plan, participants, dice, bad_line_share)
