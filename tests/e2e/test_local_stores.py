@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -90,8 +90,17 @@ def test_a_name_that_is_no_identifier_is_refused(postgres: EmbeddedPostgres, nam
         postgres.create_database(name)
 
 
-def test_safety_is_full_and_the_order_of_text_is_that_of_bytes(postgres: EmbeddedPostgres) -> None:
-    dsn = postgres.create_database("settings")
+@pytest.fixture
+def durable_postgres(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    """A server as a mesh has it; the one that tests share does without fsync."""
+    server = EmbeddedPostgres(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_safety_is_full_and_the_order_of_text_is_that_of_bytes(durable_postgres: EmbeddedPostgres) -> None:
+    dsn = durable_postgres.create_database("settings")
     wanted = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on", "jit": "off"}
     wanted |= {"max_wal_size": "4GB", "checkpoint_timeout": "15min", "autovacuum": "on", "TimeZone": "UTC"}
     wanted |= {"max_connections": "200", "max_prepared_transactions": "0", "server_encoding": "UTF8"}
