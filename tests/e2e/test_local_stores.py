@@ -93,10 +93,8 @@ def test_a_name_that_is_no_identifier_is_refused(postgres: EmbeddedPostgres, nam
 @pytest.fixture
 def durable_postgres(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
     """A server as a mesh has it; the one that tests share does without fsync."""
-    server = EmbeddedPostgres(tmp_path)
-    server.start()
-    yield server
-    server.stop()
+    with EmbeddedPostgres(tmp_path) as server:
+        yield server
 
 
 def test_safety_is_full_and_the_order_of_text_is_that_of_bytes(durable_postgres: EmbeddedPostgres) -> None:
