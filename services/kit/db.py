@@ -32,10 +32,13 @@ TRANSACTION_SECONDS = 10.0
 """Longest transaction when the caller sets no tighter deadline. A set of 1,000 takes well under a second."""
 STATEMENT_FLOOR_MS = 50
 """A nearly expired deadline still gets this much: zero would mean no timeout at all to PostgreSQL."""
+STATEMENT_SECONDS = 5.0
+"""Longest statement. A tighter deadline than that, less the grace, shortens it for its transaction."""
 GRACE_SECONDS = 1.0
-"""How much longer than its statements a transaction may take before it is given up from our side; and how long the
-server keeps one whose process has fallen silent, so that its row locks do not stop everybody else for hours."""
-GRACE_MS = 1_000
+"""How much longer than its statements a transaction may take before it is given up from our side."""
+SILENCE_SECONDS = 5.0
+"""How long the server waits in mid-transaction for a process that has fallen silent. Then it ends the transaction, so
+that its row locks do not stop everybody else for hours; nobody thinks that long between two statements."""
 ATTEMPTS_MAX = 8
 """Attempts at a transaction that loses against its neighbours. Sorted locks make even a second one rare."""
 RETRY_FIRST_SECONDS = 0.005
@@ -171,6 +174,9 @@ async def _configure(connection: Connection) -> None:
     # A set may hold one item or a thousand, and tables grow from nothing within seconds of a rush: a plan that was kept
     # from a smaller day would join them the wrong way round.
     await connection.execute("SET plan_cache_mode = force_custom_plan")
+    # For the session, so that an ordinary transaction does not pay for it: a SET costs as much as a small statement.
+    await connection.execute(f"SET statement_timeout = {STATEMENT_SECONDS * 1000:.0f}")
+    await connection.execute(f"SET idle_in_transaction_session_timeout = {SILENCE_SECONDS * 1000:.0f}")
 
 
 async def _once(connection: Connection, work: Callable[[Connection], Awaitable[T]], until: Deadline) -> T:
@@ -178,11 +184,9 @@ async def _once(connection: Connection, work: Callable[[Connection], Awaitable[T
     committing = False
     try:
         async with asyncio.timeout(timeout_ms / 1000 + GRACE_SECONDS):
-            await connection.execute(
-                f"BEGIN; SET LOCAL statement_timeout = {timeout_ms}; "
-                f"SET LOCAL idle_in_transaction_session_timeout = {timeout_ms + GRACE_MS}",
-                prepare=False,
-            )
+            tight = timeout_ms < (STATEMENT_SECONDS - GRACE_SECONDS) * 1000
+            begin = f"BEGIN; SET LOCAL statement_timeout = {timeout_ms}" if tight else "BEGIN"
+            await connection.execute(begin, prepare=False)
             result = await work(connection)
         committing = True
         await _commit(connection, until.remaining() + GRACE_SECONDS)

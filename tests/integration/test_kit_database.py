@@ -216,7 +216,7 @@ async def test_a_statement_timeout_ends_with_its_transaction(database: Database)
 
     for _ in range(2 * POOL_SIZE):
         await database.transact(quick, Deadline.after(0.1))
-    assert await database.fetch("SHOW statement_timeout") == [("0",)]
+    assert await database.fetch("SHOW statement_timeout") == [("5s",)]
 
 
 async def test_an_expired_deadline_does_not_mean_for_ever(database: Database) -> None:
@@ -290,7 +290,7 @@ async def test_a_connection_killed_during_commit_leaves_it_unknown(
 async def test_a_process_that_stands_still_does_not_keep_its_locks(
     dsn: str, database: Database, other: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "GRACE_MS", 100)  # what the server grants
+    monkeypatch.setattr(db, "SILENCE_SECONDS", 0.3)  # what the server grants
     monkeypatch.setattr(db, "GRACE_SECONDS", 10)  # what the process itself would grant, were it awake
     locked = threading.Event()
 
