@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from services.kit.errors import NotFound, PaymeshError, Refused
+from services.kit.errors import NotFound, PaymeshError, Refused, Retryable
 
 ProductKey = tuple[str, str]
 """(merchant, sku)."""
@@ -152,10 +152,15 @@ def deliver(stock: Mapping[ProductKey, Product], deliveries: Sequence[Delivery])
     return results
 
 
-def order_already_reserved(order_id: str) -> Refused:
-    """Another key has reserved for this order."""
+def order_is_taken(wish: Reserve | Reservation, lost: Collection[tuple[str, str]]) -> Refused | Retryable:
+    """Another key has reserved for this order; or, in `lost`, wanted to in this very set and was refused itself, which
+    leaves the order free for the next attempt."""
+    if (wish.merchant_id, wish.order_id) in lost:
+        return Retryable(
+            "ORDER_CONTENDED", f"another reservation for order {wish.order_id!r} was just refused"
+        )
     return Refused(
-        "ORDER_ALREADY_RESERVED", f"order {order_id!r} has a reservation under another idempotency key"
+        "ORDER_ALREADY_RESERVED", f"order {wish.order_id!r} has a reservation under another idempotency key"
     )
 
 

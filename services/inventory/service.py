@@ -13,7 +13,7 @@ from services.kit.checks import Checks, page_size
 from services.kit.clock import now_ms
 from services.kit.db import Connection, Database
 from services.kit.deadline import Deadline
-from services.kit.errors import NotFound
+from services.kit.errors import NotFound, PaymeshError
 from services.kit.idempotency import Identity, bar, run_set
 from services.kit.outbox import Announcement, announce
 from services.kit.rpc.method import SetMethod
@@ -132,10 +132,13 @@ class InventoryService:
             await store.save_stock(
                 tx, {}, domain.pieces(w for w in new if refusals[w.reservation_id] is None)
             )
+            lost = {(w.merchant_id, w.order_id) for w in new if refusals[w.reservation_id] is not None}
             outcomes: list[Outcome[pb.ReserveStockResponse]] = []
             announcements = []
             for command, wish in zip(fresh, wishes, strict=True):
-                refusal = refusals.get(wish.reservation_id, domain.order_already_reserved(wish.order_id))
+                refusal: PaymeshError | None = refusals.get(
+                    wish.reservation_id, domain.order_is_taken(wish, lost)
+                )
                 if refusal is None:
                     message = _reservation(wish)
                     outcomes.append(Answer(pb.ReserveStockResponse(reservation=message)))

@@ -148,6 +148,17 @@ async def test_an_order_that_is_reserved_already_takes_nothing_from_its_neighbou
     assert await _stock(stub, "a") == (5, 5)
 
 
+async def test_a_key_that_lost_to_a_refused_one_in_its_set_may_try_again(stub: InventoryServiceStub) -> None:
+    await _product(stub, "a", 5)
+    two = _batch(("k1", _reserve("o", a=6)), ("k2", _reserve("o", a=2)))
+    assert [r.failure.reason for r in (await stub.BatchReserveStock(two)).results] == [
+        "OUT_OF_STOCK",
+        "ORDER_CONTENDED",
+    ]
+    await stub.ReserveStock(_reserve("o", a=2), metadata=with_key("k2"))
+    assert await _stock(stub, "a") == (5, 2)
+
+
 async def test_the_answer_is_what_is_stored(stub: InventoryServiceStub) -> None:
     await _product(stub, "a", 5)
     answer = await stub.ReserveStock(_reserve("o", a=1), metadata=with_key("k"))
