@@ -33,6 +33,7 @@ from paymesh.payment.v1 import payment_pb2
 from paymesh.shipping.v1 import shipping_pb2
 from services.kit.db import Database
 from services.orchestrator import store
+from services.orchestrator.domain import Saga, State
 from tests.orders import (
     CALLER,
     HELD,
@@ -341,15 +342,16 @@ async def test_5_a_write_under_a_lost_epoch_touches_nothing(
     database = Database(pair.mesh.dsn("orchestrator"), pool_size_max=4)
     await database.open()
     try:
-        (mine,) = [
-            one for one in await store.list_sagas(database, merchant, [], "", 10) if not one.saga.ended_at_ms
-        ]
-        stolen = mine.saga._replace(state=type(mine.saga.state)("COMPENSATED"), ended_at_ms=1)
+        (mine,) = await store.list_sagas(database, merchant, [], "", 10)
+        assert mine.saga.state is State.RUNNING
 
-        async def steal(tx: Any) -> set[str]:
-            return await store.save_sagas(tx, [stolen], owner - 1)
+        async def save(saga: Saga, epoch: int) -> set[str]:
+            return await database.transact(lambda tx: store.save_sagas(tx, [saga], epoch))
 
-        assert await database.transact(steal) == set()
+        ended = mine.saga._replace(state=State.COMPLETED, ended_at_ms=1)
+        assert await save(ended, owner - 1) == set()
+        assert await save(mine.saga._replace(state=State.COMPENSATING), owner + 1) == set()
+        assert await save(mine.saga, owner) == {mine.saga.saga_id}, "only the owner's write counts"
     finally:
         await database.close()
     assert (await placing).state == pb.SAGA_STATE_COMPLETED
