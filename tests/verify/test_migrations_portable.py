@@ -38,7 +38,7 @@ SINGLE_SERVER_ONLY = {
     "an advisory lock is known to one server only": r"PG_(?:TRY_)?ADVISORY_\w+",
     "constraints are checked at once": r"DEFERRABLE|INITIALLY DEFERRED|SET CONSTRAINTS",
     "no domains: use a CHECK": r"CREATE DOMAIN",
-    "no range types: use two columns": r"(?:INT4|INT8|NUM|TS|TSTZ|DATE)(?:MULTI)?RANGE",
+    "no range types: use two columns": r"(?:INT4|INT8|NUM|TS|TSTZ|DATE)(?:MULTI)?RANGE|CREATE TYPE (?:\S+ )+?AS RANGE",
     "no exclusion constraints: they need one server and ranges": r"EXCLUDE USING",
     "notifications do not cross servers": r"LISTEN|UNLISTEN|NOTIFY|PG_NOTIFY",
 }
@@ -169,6 +169,8 @@ def test_every_way_to_make_a_key_is_seen() -> None:
         "CREATE TABLE t (x int REFERENCES u DEFERRABLE INITIALLY DEFERRED)",
         "CREATE DOMAIN d AS text",
         "CREATE TABLE t (x tstzrange NOT NULL)",
+        "CREATE TYPE r AS RANGE (subtype = float8)",
+        "CREATE TYPE s.r AS RANGE (subtype = float8)",
         "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_notify('a', 'b'); END $$",
         "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $body$ BEGIN NOTIFY a; END $body$",
         "LISTEN a",
