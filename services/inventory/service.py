@@ -158,13 +158,7 @@ class InventoryService:
         async def work(tx: Connection, fresh: list[Command[End]]) -> list[Outcome[pb.ReleaseStockResponse]]:
             keys = [_do_key(c) for c in fresh if isinstance(c.request.target, ByKey)]
             arrived = await bar(tx, "ReserveStock", keys, self._reserved) if keys else {}
-            ids = [
-                (
-                    c.merchant_id,
-                    arrived.get(_do_key(c), "") if isinstance(c.request.target, ByKey) else c.request.target,
-                )
-                for c in fresh
-            ]
+            ids = [(c.merchant_id, _reservation_id(c, arrived)) for c in fresh]
             decisions, freed = domain.end(await store.lock_reservations(tx, ids), ids, domain.release)
             await store.save_ended(tx, freed)
             pieces = domain.pieces(freed)

@@ -1,8 +1,8 @@
 """The one way to a service's own database.
 
 `Database.transact(work)` runs `work(connection)` between BEGIN and COMMIT. Serialization failures and deadlocks
-(40001, 40P01) are retried with jitter; the statement timeout is what is left of the deadline, so that a query never
-outlives the caller it is for. No call to the outside belongs into `work`.
+(40001, 40P01) are retried with jitter. A query does not outlive the caller it is for: the statement timeout of a
+session is `STATEMENT_SECONDS`, and a tighter deadline shortens it. No call to the outside belongs into `work`.
 """
 
 from __future__ import annotations
@@ -196,7 +196,9 @@ async def _once(connection: Connection, work: Callable[[Connection], Awaitable[T
     except TimeoutError as error:
         # The server itself no longer answers: what this connection does is anyone's guess.
         await connection.close()
-        raise _translated(psycopg.OperationalError("no answer within the deadline"), committing) from error
+        raise _translated(
+            psycopg.OperationalError("no answer within the deadline"), committing=False
+        ) from error
     except BaseException as error:
         if not connection.broken and not connection.closed:
             with contextlib.suppress(psycopg.Error):  # it broke just now; the pool will see it

@@ -10,9 +10,6 @@ from services.payment.domain import Authorize, ByKey, Payment, State, UnknownOut
 from services.payment.store import Record
 
 CARD_TOKEN_LENGTH_MAX = 128
-EMAIL_LENGTH_MAX = 200
-IP_LENGTH_MAX = 45
-"""The longest IPv6 address, with an IPv4 address written at its end."""
 NOTE_LENGTH_MAX = 200
 
 STATES = {
