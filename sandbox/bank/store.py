@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from psycopg.errors import SerializationFailure
 
 from sandbox.bank.domain import Authorization, Identity, Kind, Operation, Result, State
-from services.kit.db import Connection, Database, Row
+from services.kit.db import Database, Transaction
+from services.kit.statements import Row
 
 _OPERATION = (
     "o.merchant_id, o.operation_id, o.kind, o.key, o.fingerprint, o.undoes, o.amount_minor, o.currency,"
@@ -21,21 +22,21 @@ _INSERT = """
 INSERT INTO operations (merchant_id, operation_id, kind, key, fingerprint, undoes, amount_minor, currency,
                         card_token, reference, result, auth_code, decline_reason, created_at)
 SELECT new.*, %(created_at)s
-FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(kinds)b::text[], %(keys)b::text[],
-            %(fingerprints)b::bytea[], %(undone)b::text[], %(amounts)b::bigint[], %(currencies)b::text[],
-            %(tokens)b::text[], %(references)b::text[], %(results)b::text[], %(codes)b::text[],
-            %(reasons)b::text[]) AS new
+FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(kinds)s::text[], %(keys)s::text[],
+            %(fingerprints)s::bytea[], %(undone)s::text[], %(amounts)s::bigint[], %(currencies)s::text[],
+            %(tokens)s::text[], %(references)s::text[], %(results)s::text[], %(codes)s::text[],
+            %(reasons)s::text[]) AS new
 ON CONFLICT DO NOTHING
 """
 
 
-async def insert_operations(tx: Connection, operations: Sequence[Operation]) -> int:
+async def insert_operations(tx: Transaction, operations: Sequence[Operation]) -> int:
     """Write operations of one instant; returns how many were written. One is left out when its key was used
     before or when it lets a hold go that is gone; should another transaction be about to do either, this one
     waits for it."""
     # Sorted, so that two sets that share keys wait for each other in one direction only.
     ordered = sorted(operations, key=lambda o: (o.merchant_id, o.key or ""))
-    cursor = await tx.execute(
+    return await tx.execute(
         _INSERT,
         {
             "merchants": [o.merchant_id for o in ordered],
@@ -54,58 +55,54 @@ async def insert_operations(tx: Connection, operations: Sequence[Operation]) -> 
             "created_at": ordered[0].created_at,
         },
     )
-    return cursor.rowcount
 
 
-async def insert_all(tx: Connection, operations: Sequence[Operation]) -> None:
+async def insert_all(tx: Transaction, operations: Sequence[Operation]) -> None:
     """Write operations whose keys were free a moment ago. Raises a serialization failure, upon which the
     transaction starts over, when another call took one of the keys meanwhile."""
     if operations and await insert_operations(tx, operations) < len(operations):
         raise SerializationFailure("a key was taken while the set was decided")
 
 
-async def find_operations(tx: Connection, keys: Iterable[Identity]) -> dict[Identity, Operation]:
+async def find_operations(tx: Transaction, keys: Iterable[Identity]) -> dict[Identity, Operation]:
     """Operations by (merchant, key); those that have not arrived are missing."""
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         f"""
         SELECT {_OPERATION} FROM operations AS o
-        WHERE (merchant_id, key) IN (SELECT * FROM unnest(%(merchants)b::text[], %(keys)b::text[]))
+        WHERE (merchant_id, key) IN (SELECT * FROM unnest(%(merchants)s::text[], %(keys)s::text[]))
         """,
         _columns("keys", keys),
-        binary=True,
     )
-    return {(row[0], row[3]): _operation(row) for row in await cursor.fetchall()}
+    return {(row[0], row[3]): _operation(row) for row in rows}
 
 
-async def lock_authorizations(tx: Connection, ids: Iterable[Identity]) -> dict[Identity, Operation]:
+async def lock_authorizations(tx: Transaction, ids: Iterable[Identity]) -> dict[Identity, Operation]:
     """Lock authorizations by (merchant, authorization id), ascending; unknown ones are missing."""
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         f"""
         SELECT {_OPERATION} FROM operations AS o
-        WHERE (merchant_id, operation_id) IN (SELECT * FROM unnest(%(merchants)b::text[], %(ids)b::text[]))
+        WHERE (merchant_id, operation_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
           AND kind = 'AUTHORIZE'
         ORDER BY merchant_id, operation_id
         FOR NO KEY UPDATE
         """,
         _columns("ids", ids),
-        binary=True,
     )
-    return {(row[0], row[1]): _operation(row) for row in await cursor.fetchall()}
+    return {(row[0], row[1]): _operation(row) for row in rows}
 
 
-async def find_voided(tx: Connection, ids: Iterable[Identity]) -> set[Identity]:
+async def find_voided(tx: Transaction, ids: Iterable[Identity]) -> set[Identity]:
     """Those of the authorizations whose hold was let go. Say this after locking them: only then it stays
     true."""
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         """
         SELECT merchant_id, undoes FROM operations
-        WHERE (merchant_id, undoes) IN (SELECT * FROM unnest(%(merchants)b::text[], %(ids)b::text[]))
+        WHERE (merchant_id, undoes) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
           AND result = 'VOIDED'
         """,
         _columns("ids", ids),
-        binary=True,
     )
-    return {(merchant, undoes) for merchant, undoes in await cursor.fetchall()}
+    return {(merchant, undoes) for merchant, undoes in rows}
 
 
 async def find_used(database: Database, keys: Iterable[Identity]) -> set[Identity]:
@@ -113,7 +110,7 @@ async def find_used(database: Database, keys: Iterable[Identity]) -> set[Identit
     rows = await database.fetch(
         """
         SELECT merchant_id, key FROM operations
-        WHERE (merchant_id, key) IN (SELECT * FROM unnest(%(merchants)b::text[], %(keys)b::text[]))
+        WHERE (merchant_id, key) IN (SELECT * FROM unnest(%(merchants)s::text[], %(keys)s::text[]))
         """,
         _columns("keys", keys),
     )
@@ -130,7 +127,7 @@ async def find_authorizations(database: Database, keys: Iterable[Identity]) -> d
         FROM operations AS o
         JOIN authorizations AS a
           ON a.merchant_id = o.merchant_id AND a.authorization_id = coalesce(o.undoes, o.operation_id)
-        WHERE (o.merchant_id, o.key) IN (SELECT * FROM unnest(%(merchants)b::text[], %(keys)b::text[]))
+        WHERE (o.merchant_id, o.key) IN (SELECT * FROM unnest(%(merchants)s::text[], %(keys)s::text[]))
         """,
         _columns("keys", keys),
     )

@@ -17,9 +17,10 @@ from services.fraud.domain import (
     Verdict,
 )
 from services.fraud.rules import Trait
-from services.kit.db import Connection, Database, Row
+from services.kit.db import Database, Transaction
 from services.kit.idempotency import Identity
 from services.kit.sets import Command
+from services.kit.statements import Row
 
 EntryKey: TypeAlias = tuple[str, ListKind, Trait, str]
 """(merchant, kind, trait, value)."""
@@ -31,20 +32,20 @@ _NOTHING_FIRED = "[]"
 
 
 async def insert_assessments(
-    tx: Connection, commands: Sequence[Command[AssessPayment]], assessments: Sequence[Assessment]
+    tx: Transaction, commands: Sequence[Command[AssessPayment]], assessments: Sequence[Assessment]
 ) -> int:
     """Record the assessments of commands with distinct keys; returns how many of the keys were new. Nothing
     is written for the others. All of a set share their time and whether they are degraded."""
     verdicts = [assessment.verdict for assessment in assessments]
-    cursor = await tx.execute(
+    return await tx.execute(
         """
         INSERT INTO assessments (merchant_id, caller, key, fingerprint, assessment_id, payment_id, decision,
                                  score_milli, fired_rules, degraded, created_at)
         SELECT merchant_id, caller, key, fingerprint, assessment_id, payment_id, decision, score_milli,
                fired_rules::jsonb, %(degraded)s::boolean, %(created_at)s::timestamptz
-        FROM unnest(%(merchants)b::text[], %(callers)b::text[], %(keys)b::text[], %(fingerprints)b::bytea[],
-                    %(ids)b::text[], %(payments)b::text[], %(decisions)b::text[], %(scores)b::int[],
-                    %(fired)b::text[])
+        FROM unnest(%(merchants)s::text[], %(callers)s::text[], %(keys)s::text[], %(fingerprints)s::bytea[],
+                    %(ids)s::text[], %(payments)s::text[], %(decisions)s::text[], %(scores)s::int[],
+                    %(fired)s::text[])
              AS new (merchant_id, caller, key, fingerprint, assessment_id, payment_id, decision, score_milli,
                      fired_rules)
         ON CONFLICT DO NOTHING
@@ -63,25 +64,22 @@ async def insert_assessments(
             "created_at": assessments[0].created_at,
         },
     )
-    return cursor.rowcount
 
 
 async def find_assessments_by_key(
-    tx: Connection, keys: Iterable[Identity]
+    tx: Transaction, keys: Iterable[Identity]
 ) -> dict[Identity, tuple[bytes, Assessment]]:
     """The fingerprint and the assessment that stand under each key; unknown keys are missing."""
     asked = list(keys)
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         f"""
         SELECT caller, key, fingerprint, {_ASSESSMENT}
-        FROM unnest(%(merchants)b::text[], %(callers)b::text[], %(keys)b::text[])
+        FROM unnest(%(merchants)s::text[], %(callers)s::text[], %(keys)s::text[])
              AS asked (merchant_id, caller, key)
         JOIN assessments USING (merchant_id, caller, key)
         """,
         {"merchants": [i[0] for i in asked], "callers": [i[1] for i in asked], "keys": [i[2] for i in asked]},
-        binary=True,
     )
-    rows = await cursor.fetchall()
     return {(row[3], row[0], row[1]): (row[2], _assessment(row[3:])) for row in rows}
 
 
@@ -97,11 +95,11 @@ async def find_assessment(database: Database, merchant_id: str, assessment_id: s
     return _assessment(rows[0]) if rows else None
 
 
-async def raise_list_versions(tx: Connection, merchant_ids: Iterable[str]) -> None:
+def raise_list_versions(tx: Transaction, merchant_ids: Iterable[str]) -> None:
     """Lock the lists of merchants, ascending, and mark them as changed."""
-    await tx.execute(
+    tx.later(
         """
-        INSERT INTO list_versions (merchant_id) SELECT * FROM unnest(%(merchants)b::text[])
+        INSERT INTO list_versions (merchant_id) SELECT * FROM unnest(%(merchants)s::text[])
         ON CONFLICT (merchant_id) DO UPDATE SET version = list_versions.version + 1
         """,
         {"merchants": sorted(set(merchant_ids))},
@@ -109,7 +107,7 @@ async def raise_list_versions(tx: Connection, merchant_ids: Iterable[str]) -> No
 
 
 async def insert_list_entries(
-    tx: Connection, entries: Sequence[tuple[EntryKey, str]]
+    tx: Transaction, entries: Sequence[tuple[EntryKey, str]]
 ) -> dict[EntryKey, ListEntry]:
     """Put entries (with their notes) on lists unless they are there; returns what stands."""
     notes = dict(reversed(entries))  # of two notes in one set the first stands
@@ -117,32 +115,31 @@ async def insert_list_entries(
     await tx.execute(
         """
         INSERT INTO list_entries (merchant_id, kind, trait, value, note)
-        SELECT * FROM unnest(%(merchants)b::text[], %(kinds)b::text[], %(traits)b::text[], %(values)b::text[],
-                             %(notes)b::text[])
+        SELECT * FROM unnest(%(merchants)s::text[], %(kinds)s::text[], %(traits)s::text[], %(values)s::text[],
+                             %(notes)s::text[])
         ON CONFLICT DO NOTHING
         """,
         columns | {"notes": list(notes.values())},
     )
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         """
         SELECT merchant_id, kind, trait, value, note, created_at
-        FROM unnest(%(merchants)b::text[], %(kinds)b::text[], %(traits)b::text[], %(values)b::text[])
+        FROM unnest(%(merchants)s::text[], %(kinds)s::text[], %(traits)s::text[], %(values)s::text[])
              AS asked (merchant_id, kind, trait, value)
         JOIN list_entries USING (merchant_id, kind, trait, value)
         """,
         columns,
-        binary=True,
     )
-    found = [_entry(row) for row in await cursor.fetchall()]
+    found = [_entry(row) for row in rows]
     return {(e.merchant_id, e.kind, e.trait, e.value): e for e in found}
 
 
-async def delete_list_entries(tx: Connection, keys: Iterable[EntryKey]) -> None:
+def delete_list_entries(tx: Transaction, keys: Iterable[EntryKey]) -> None:
     """Take entries off lists."""
-    await tx.execute(
+    tx.later(
         """
         DELETE FROM list_entries
-        USING unnest(%(merchants)b::text[], %(kinds)b::text[], %(traits)b::text[], %(values)b::text[])
+        USING unnest(%(merchants)s::text[], %(kinds)s::text[], %(traits)s::text[], %(values)s::text[])
               AS gone (merchant_id, kind, trait, value)
         WHERE list_entries.merchant_id = gone.merchant_id AND list_entries.kind = gone.kind
           AND list_entries.trait = gone.trait AND list_entries.value = gone.value
@@ -177,7 +174,7 @@ async def list_values(database: Database, merchant_ids: Sequence[str]) -> list[E
     rows = await database.fetch(
         """
         SELECT merchant_id, kind, trait, value FROM list_entries
-        WHERE merchant_id = ANY (%(merchants)b::text[])
+        WHERE merchant_id = ANY (%(merchants)s::text[])
         """,
         {"merchants": list(merchant_ids)},
     )

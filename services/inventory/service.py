@@ -11,7 +11,7 @@ from services.inventory import domain, store
 from services.inventory.domain import ByKey, Delivery, End, NewProduct, Product, Reservation, Reserve
 from services.kit.checks import Checks, page_size
 from services.kit.clock import now_ms
-from services.kit.db import Connection, Database
+from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import NotFound, PaymeshError
 from services.kit.idempotency import Identity, bar, run_set
@@ -83,7 +83,7 @@ class InventoryService:
         self, commands: Sequence[Command[NewProduct]], deadline: Deadline
     ) -> list[Outcome[pb.CreateProductResponse]]:
         async def work(
-            tx: Connection, fresh: list[Command[NewProduct]]
+            tx: Transaction, fresh: list[Command[NewProduct]]
         ) -> list[Outcome[pb.CreateProductResponse]]:
             first = {(c.merchant_id, c.request.sku): c for c in reversed(fresh)}
             created = await store.insert_products(tx, [first[key].request for key in sorted(first)])
@@ -101,11 +101,11 @@ class InventoryService:
     async def _add(
         self, commands: Sequence[Command[Delivery]], deadline: Deadline
     ) -> list[Outcome[pb.AddStockResponse]]:
-        async def work(tx: Connection, fresh: list[Command[Delivery]]) -> list[Outcome[pb.AddStockResponse]]:
+        async def work(tx: Transaction, fresh: list[Command[Delivery]]) -> list[Outcome[pb.AddStockResponse]]:
             before = await store.lock_products(tx, [(c.merchant_id, c.request.sku) for c in fresh])
             decisions = domain.deliver(before, [c.request for c in fresh])
             after = {(p.merchant_id, p.sku): p for p in decisions if isinstance(p, Product)}
-            await store.save_stock(tx, {key: p.on_hand - before[key].on_hand for key, p in after.items()}, {})
+            store.save_stock(tx, {key: p.on_hand - before[key].on_hand for key, p in after.items()}, {})
             return [
                 Answer(pb.AddStockResponse(product=_product(d))) if isinstance(d, Product) else Failed(d)
                 for d in decisions
@@ -117,7 +117,7 @@ class InventoryService:
         self, commands: Sequence[Command[Reserve]], deadline: Deadline
     ) -> list[Outcome[pb.ReserveStockResponse]]:
         async def work(
-            tx: Connection, fresh: list[Command[Reserve]]
+            tx: Transaction, fresh: list[Command[Reserve]]
         ) -> list[Outcome[pb.ReserveStockResponse]]:
             # An order that has a reservation already must not take stock from its neighbours: so first all wishes are
             # recorded, then those that were new are decided, then the refused ones are taken out again.
@@ -128,10 +128,8 @@ class InventoryService:
             )
             new = [wish for wish in wishes if wish.reservation_id in recorded]
             refusals = dict(zip((w.reservation_id for w in new), domain.reserve(stock, new), strict=True))
-            await store.delete_reservations(tx, [w for w in new if refusals[w.reservation_id] is not None])
-            await store.save_stock(
-                tx, {}, domain.pieces(w for w in new if refusals[w.reservation_id] is None)
-            )
+            store.delete_reservations(tx, [w for w in new if refusals[w.reservation_id] is not None])
+            store.save_stock(tx, {}, domain.pieces(w for w in new if refusals[w.reservation_id] is None))
             lost = {(w.merchant_id, w.order_id) for w in new if refusals[w.reservation_id] is not None}
             outcomes: list[Outcome[pb.ReserveStockResponse]] = []
             announcements = []
@@ -147,7 +145,7 @@ class InventoryService:
                     )
                 else:
                     outcomes.append(Failed(refusal))
-            await announce(tx, announcements)
+            announce(tx, announcements)
             return outcomes
 
         return await run_set(self._database, "ReserveStock", commands, work, self._reserved, deadline)
@@ -155,15 +153,15 @@ class InventoryService:
     async def _release(
         self, commands: Sequence[Command[End]], deadline: Deadline
     ) -> list[Outcome[pb.ReleaseStockResponse]]:
-        async def work(tx: Connection, fresh: list[Command[End]]) -> list[Outcome[pb.ReleaseStockResponse]]:
+        async def work(tx: Transaction, fresh: list[Command[End]]) -> list[Outcome[pb.ReleaseStockResponse]]:
             keys = [_do_key(c) for c in fresh if isinstance(c.request.target, ByKey)]
             arrived = await bar(tx, "ReserveStock", keys, self._reserved) if keys else {}
             ids = [(c.merchant_id, _reservation_id(c, arrived)) for c in fresh]
             decisions, freed = domain.end(await store.lock_reservations(tx, ids), ids, domain.release)
-            await store.save_ended(tx, freed)
+            store.save_ended(tx, freed)
             pieces = domain.pieces(freed)
             await store.lock_products(tx, pieces)
-            await store.save_stock(tx, {}, {key: -quantity for key, quantity in pieces.items()})
+            store.save_stock(tx, {}, {key: -quantity for key, quantity in pieces.items()})
             outcomes: list[Outcome[pb.ReleaseStockResponse]] = []
             for command, decision in zip(fresh, decisions, strict=True):
                 if decision is None and isinstance(command.request.target, ByKey):
@@ -172,7 +170,7 @@ class InventoryService:
                     outcomes.append(Answer(pb.ReleaseStockResponse(reservation=_reservation(decision))))
                 else:
                     outcomes.append(Failed(decision or domain.no_reservation(str(command.request.target))))
-            await announce(tx, _ended(fresh, decisions, freed, events_pb2.StockReleased))
+            announce(tx, _ended(fresh, decisions, freed, events_pb2.StockReleased))
             return outcomes
 
         return await run_set(
@@ -182,14 +180,14 @@ class InventoryService:
     async def _commit(
         self, commands: Sequence[Command[End]], deadline: Deadline
     ) -> list[Outcome[pb.CommitStockResponse]]:
-        async def work(tx: Connection, fresh: list[Command[End]]) -> list[Outcome[pb.CommitStockResponse]]:
+        async def work(tx: Transaction, fresh: list[Command[End]]) -> list[Outcome[pb.CommitStockResponse]]:
             ids = [(c.merchant_id, str(c.request.target)) for c in fresh]
             decisions, gone = domain.end(await store.lock_reservations(tx, ids), ids, domain.commit)
-            await store.save_ended(tx, gone)
+            store.save_ended(tx, gone)
             pieces = {key: -quantity for key, quantity in domain.pieces(gone).items()}
             await store.lock_products(tx, pieces)
-            await store.save_stock(tx, pieces, pieces)
-            await announce(tx, _ended(fresh, decisions, gone, events_pb2.StockCommitted))
+            store.save_stock(tx, pieces, pieces)
+            announce(tx, _ended(fresh, decisions, gone, events_pb2.StockCommitted))
             return [
                 Answer(pb.CommitStockResponse(reservation=_reservation(d)))
                 if isinstance(d, Reservation)
@@ -237,7 +235,7 @@ class InventoryService:
 
 
 async def _recall(
-    tx: Connection, keys: Sequence[tuple[str, str]]
+    tx: Transaction, keys: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], pb.ReserveStockResponse]:
     """The answers of ReserveStock, whatever has become of the reservations since."""
     made = await store.lock_reservations(tx, keys)

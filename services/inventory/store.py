@@ -10,19 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 import orjson
 
 from services.inventory.domain import NewProduct, Product, ProductKey, Reservation, State
-from services.kit.db import Connection, Database
+from services.kit.db import Database, Transaction
 
 _PRODUCT = "merchant_id, sku, name, on_hand, reserved"
 _RESERVATION = """merchant_id, reservation_id, order_id, lines::text, state,
     (extract(epoch FROM created_at) * 1000)::bigint"""
 
 
-async def insert_products(tx: Connection, products: Sequence[NewProduct]) -> set[ProductKey]:
+async def insert_products(tx: Transaction, products: Sequence[NewProduct]) -> set[ProductKey]:
     """Create products; returns the keys of those that did not exist before."""
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         """
         INSERT INTO products (merchant_id, sku, name, on_hand)
-        SELECT * FROM unnest(%(merchants)b::text[], %(skus)b::text[], %(names)b::text[], %(quantities)b::bigint[])
+        SELECT * FROM unnest(%(merchants)s::text[], %(skus)s::text[], %(names)s::text[], %(quantities)s::bigint[])
         ON CONFLICT DO NOTHING
         RETURNING merchant_id, sku
         """,
@@ -32,40 +32,38 @@ async def insert_products(tx: Connection, products: Sequence[NewProduct]) -> set
             "names": [p.name for p in products],
             "quantities": [p.initial_quantity for p in products],
         },
-        binary=True,
     )
-    return {(merchant, sku) for merchant, sku in await cursor.fetchall()}
+    return {(merchant, sku) for merchant, sku in rows}
 
 
-async def lock_products(tx: Connection, keys: Iterable[ProductKey]) -> dict[ProductKey, Product]:
+async def lock_products(tx: Transaction, keys: Iterable[ProductKey]) -> dict[ProductKey, Product]:
     """Lock products, ascending; unknown ones are missing from the result."""
     ordered = sorted(set(keys))
     if not ordered:
         return {}
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         f"""
         SELECT {_PRODUCT} FROM products
-        WHERE (merchant_id, sku) IN (SELECT * FROM unnest(%(merchants)b::text[], %(skus)b::text[]))
+        WHERE (merchant_id, sku) IN (SELECT * FROM unnest(%(merchants)s::text[], %(skus)s::text[]))
         ORDER BY merchant_id, sku
         FOR NO KEY UPDATE
         """,
         {"merchants": [m for m, _ in ordered], "skus": [s for _, s in ordered]},
-        binary=True,
     )
-    return {(row[0], row[1]): Product(*row) for row in await cursor.fetchall()}
+    return {(row[0], row[1]): Product(*row) for row in rows}
 
 
-async def save_stock(
-    tx: Connection, on_hand: Mapping[ProductKey, int], reserved: Mapping[ProductKey, int]
+def save_stock(
+    tx: Transaction, on_hand: Mapping[ProductKey, int], reserved: Mapping[ProductKey, int]
 ) -> None:
     """Add differences, in pieces, to locked products: once per product."""
     keys = sorted(on_hand.keys() | reserved.keys())
     if not keys:
         return
-    await tx.execute(
+    tx.later(
         """
         UPDATE products AS p SET on_hand = p.on_hand + d.on_hand, reserved = p.reserved + d.reserved
-        FROM unnest(%(merchants)b::text[], %(skus)b::text[], %(on_hand)b::bigint[], %(reserved)b::bigint[])
+        FROM unnest(%(merchants)s::text[], %(skus)s::text[], %(on_hand)s::bigint[], %(reserved)s::bigint[])
              AS d (merchant_id, sku, on_hand, reserved)
         WHERE p.merchant_id = d.merchant_id AND p.sku = d.sku
         """,
@@ -78,15 +76,15 @@ async def save_stock(
     )
 
 
-async def insert_reservations(tx: Connection, reservations: Sequence[Reservation]) -> set[str]:
+async def insert_reservations(tx: Transaction, reservations: Sequence[Reservation]) -> set[str]:
     """Record reservations; returns the ids of those whose order had none."""
     ordered = sorted(reservations, key=lambda r: (r.merchant_id, r.order_id))
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         """
         INSERT INTO reservations (merchant_id, reservation_id, order_id, lines, created_at)
         SELECT merchant_id, reservation_id, order_id, lines::jsonb, to_timestamp(created_at_ms / 1000.0)
-        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(orders)b::text[], %(lines)b::text[],
-                    %(created)b::bigint[]) AS new (merchant_id, reservation_id, order_id, lines, created_at_ms)
+        FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(orders)s::text[], %(lines)s::text[],
+                    %(created)s::bigint[]) AS new (merchant_id, reservation_id, order_id, lines, created_at_ms)
         ON CONFLICT DO NOTHING
         RETURNING reservation_id
         """,
@@ -97,19 +95,18 @@ async def insert_reservations(tx: Connection, reservations: Sequence[Reservation
             "lines": [orjson.dumps(r.lines).decode() for r in ordered],
             "created": [r.created_at_ms for r in ordered],
         },
-        binary=True,
     )
-    return {row[0] for row in await cursor.fetchall()}
+    return {row[0] for row in rows}
 
 
-async def delete_reservations(tx: Connection, reservations: Sequence[Reservation]) -> None:
+def delete_reservations(tx: Transaction, reservations: Sequence[Reservation]) -> None:
     """Take back records of this very transaction."""
     if not reservations:
         return
-    await tx.execute(
+    tx.later(
         """
         DELETE FROM reservations AS r
-        USING unnest(%(merchants)b::text[], %(ids)b::text[]) AS refused (merchant_id, reservation_id)
+        USING unnest(%(merchants)s::text[], %(ids)s::text[]) AS refused (merchant_id, reservation_id)
         WHERE r.merchant_id = refused.merchant_id AND r.reservation_id = refused.reservation_id
         """,
         {
@@ -120,33 +117,32 @@ async def delete_reservations(tx: Connection, reservations: Sequence[Reservation
 
 
 async def lock_reservations(
-    tx: Connection, keys: Iterable[tuple[str, str]]
+    tx: Transaction, keys: Iterable[tuple[str, str]]
 ) -> dict[tuple[str, str], Reservation]:
     """Lock reservations by (merchant, reservation id), ascending; unknown ones are missing from the result."""
     ordered = sorted(set(keys))
     if not ordered:
         return {}
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         f"""
         SELECT {_RESERVATION} FROM reservations
-        WHERE (merchant_id, reservation_id) IN (SELECT * FROM unnest(%(merchants)b::text[], %(ids)b::text[]))
+        WHERE (merchant_id, reservation_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
         ORDER BY merchant_id, reservation_id
         FOR NO KEY UPDATE
         """,
         {"merchants": [m for m, _ in ordered], "ids": [r for _, r in ordered]},
-        binary=True,
     )
-    return {(row[0], row[1]): _reservation(row) for row in await cursor.fetchall()}
+    return {(row[0], row[1]): _reservation(row) for row in rows}
 
 
-async def save_ended(tx: Connection, reservations: Sequence[Reservation]) -> None:
+def save_ended(tx: Transaction, reservations: Sequence[Reservation]) -> None:
     """Write the end of locked reservations."""
     if not reservations:
         return
-    await tx.execute(
+    tx.later(
         """
         UPDATE reservations AS r SET state = ended.state, ended_at = now()
-        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(states)b::text[])
+        FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(states)s::text[])
              AS ended (merchant_id, reservation_id, state)
         WHERE r.merchant_id = ended.merchant_id AND r.reservation_id = ended.reservation_id
         """,

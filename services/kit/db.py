@@ -1,8 +1,12 @@
 """The one way to a service's own database.
 
-`Database.transact(work)` runs `work(connection)` between BEGIN and COMMIT. Serialization failures and deadlocks
-(40001, 40P01) are retried with jitter. A query does not outlive the caller it is for: the statement timeout of a
-session is `STATEMENT_SECONDS`, and a tighter deadline shortens it. No call to the outside belongs into `work`.
+`Database.transact(work)` runs `work(tx)` between BEGIN and COMMIT. Serialization failures and deadlocks (40001, 40P01)
+are retried with jitter. A query does not outlive the caller it is for: the statement timeout of a session is
+`STATEMENT_SECONDS`, and a tighter deadline shortens it. No call to the outside belongs into `work`.
+
+Statements travel in flights: what nobody waits for (BEGIN, `Transaction.later`) leaves together with the next statement
+that somebody does wait for, and the last ones with COMMIT. A round trip costs more processor time than a small
+statement, on both sides, and an order takes dozens of statements.
 """
 
 from __future__ import annotations
@@ -12,19 +16,19 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeVar
 
 import psycopg
 from psycopg import errors as pg
-from psycopg.rows import TupleRow
+from psycopg.pq.abc import PGresult
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from services.kit.deadline import Deadline
 from services.kit.errors import Overloaded, Retryable, Unknown
+from services.kit.session import FlightFailed, Session
+from services.kit.statements import Params, Row
 
 T = TypeVar("T")
-Connection: TypeAlias = psycopg.AsyncConnection[TupleRow]
-Row: TypeAlias = tuple[Any, ...]
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +48,6 @@ ATTEMPTS_MAX = 8
 RETRY_FIRST_SECONDS = 0.005
 UNAVAILABLE_RETRY_AFTER_MS = 500
 
-
 _KEEPALIVE = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -54,20 +57,45 @@ _KEEPALIVE = {
 """A server that vanishes without a word is noticed within about ten seconds, not after the two hours of the default."""
 
 
+class Transaction:
+    """What a transaction's work gets to talk to the database."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def later(self, sql: str, params: Params | None = None) -> None:
+        """A statement whose answer nobody needs: it leaves with the next one that is waited for, or with COMMIT. Should
+        it fail, that one raises its error."""
+        self._session.queue(sql, params)
+
+    async def execute(self, sql: str, params: Params | None = None) -> int:
+        """Carry a statement out; returns how many rows it touched."""
+        self._session.queue(sql, params)
+        return (await _fly(self._session)).command_tuples or 0
+
+    async def fetch(self, sql: str, params: Params | None = None) -> list[Row]:
+        """Carry a statement out; returns its rows."""
+        self._session.queue(sql, params)
+        return self._session.rows(await _fly(self._session))
+
+
 class Database:
     """A pool of connections to one database."""
 
     def __init__(self, dsn: str, *, pool_size_max: int) -> None:
         self._outliving: set[asyncio.Task[None]] = set()
-        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+        self._pool: AsyncConnectionPool[Session] = AsyncConnectionPool(
             dsn,
+            connection_class=Session,
             min_size=2,
             max_size=pool_size_max,
             open=False,
             configure=_configure,
             check=None,
             timeout=TRANSACTION_SECONDS,
-            kwargs={"autocommit": True, "prepare_threshold": 0} | _KEEPALIVE,
+            kwargs={"autocommit": True, **_KEEPALIVE},
         )
 
     async def open(self, timeout_seconds: float = 30.0) -> None:
@@ -84,7 +112,7 @@ class Database:
         await self._pool.close()
 
     async def transact(
-        self, work: Callable[[Connection], Awaitable[T]], deadline: Deadline | None = None
+        self, work: Callable[[Transaction], Awaitable[T]], deadline: Deadline | None = None
     ) -> T:
         """Run `work` in one transaction and return what it returns.
 
@@ -94,8 +122,8 @@ class Database:
         until = deadline or Deadline.after(TRANSACTION_SECONDS)
         for attempt in range(1, ATTEMPTS_MAX + 1):
             try:
-                async with self._connection(until) as connection:
-                    return await _once(connection, work, until)
+                async with self._session(until) as session:
+                    return await _once(session, work, until)
             except (pg.SerializationFailure, pg.DeadlockDetected) as error:
                 if attempt == ATTEMPTS_MAX:
                     raise Retryable(
@@ -105,24 +133,23 @@ class Database:
                 await asyncio.sleep(delay)
         raise AssertionError("unreachable")
 
-    async def fetch(self, query: str, params: dict[str, Any] | None = None) -> list[Row]:
+    async def fetch(self, sql: str, params: Params | None = None) -> list[Row]:
         """The rows of one reading statement. Raises Retryable when the connection broke, Overloaded when none was
         free in time."""
-        async with self._connection(Deadline.after(TRANSACTION_SECONDS)) as connection:
+        async with self._session(Deadline.after(TRANSACTION_SECONDS)) as session:
             try:
                 async with asyncio.timeout(TRANSACTION_SECONDS + GRACE_SECONDS):
-                    cursor = await connection.execute(query, params, binary=True)
-                    return await cursor.fetchall()
+                    return await Transaction(session).fetch(sql, params)
             except psycopg.OperationalError as error:
                 raise _translated(error, committing=False) from error
             except TimeoutError as error:
-                await connection.close()
+                await session.close()
                 raise Retryable("DATABASE_UNAVAILABLE", "the database did not answer in time") from error
 
     @contextlib.asynccontextmanager
-    async def _connection(self, until: Deadline) -> AsyncIterator[Connection]:
+    async def _session(self, until: Deadline) -> AsyncIterator[Session]:
         try:
-            connection = await self._pool.getconn(timeout=max(until.remaining(), 0.001))
+            session = await self._pool.getconn(timeout=max(until.remaining(), 0.001))
         except PoolTimeout as error:
             raise Overloaded(
                 "DATABASE_BUSY",
@@ -131,26 +158,35 @@ class Database:
             ) from error
         commit: asyncio.Task[object] | None = None
         try:
-            yield connection
+            session.begin_flights()
+            yield session
         except _CommitHangs as error:
             commit = error.commit
             raise Unknown("COMMIT_UNKNOWN", "the database has not confirmed the commit in time") from error
         finally:
             if commit is None:
-                await self._pool.putconn(connection)
+                await self._give_back(session)
             else:
-                task = asyncio.create_task(self._outlive(connection, commit))
+                task = asyncio.create_task(self._outlive(session, commit))
                 self._outliving.add(task)
                 task.add_done_callback(self._outliving.discard)
 
-    async def _outlive(self, connection: Connection, commit: asyncio.Task[object]) -> None:
+    async def _give_back(self, session: Session) -> None:
+        try:
+            session.end_flights()
+        except psycopg.Error:
+            # An answer is still to come: nobody may find it in the place of their own.
+            await session.close()
+        await self._pool.putconn(session)
+
+    async def _outlive(self, session: Session, commit: asyncio.Task[object]) -> None:
         """Let a commit that hangs come to its own end, then give its connection back."""
         await asyncio.wait((commit,))
         log.warning("a commit that nobody waited for any more has ended")
         with contextlib.suppress(Exception):
             commit.result()
-        await connection.close()
-        await self._pool.putconn(connection)
+        await session.close()
+        await self._pool.putconn(session)
 
 
 class _CommitHangs(Exception):
@@ -162,51 +198,73 @@ class _CommitHangs(Exception):
         self.commit = commit
 
 
-async def _commit(connection: Connection, seconds: float) -> None:
-    commit: asyncio.Task[object] = asyncio.create_task(connection.execute("COMMIT", prepare=False))
+async def _fly(session: Session) -> PGresult:
+    try:
+        return await session.fly()
+    except FlightFailed as failed:
+        raise failed.error from None
+
+
+async def _commit(session: Session, seconds: float) -> None:
+    """Send COMMIT, and with it what the work has left for later. Raises FlightFailed with `last` for COMMIT itself."""
+    session.queue("COMMIT")
+    commit: asyncio.Task[PGresult] = asyncio.create_task(session.fly())
     done, _ = await asyncio.wait((commit,), timeout=seconds)
     if not done:
         raise _CommitHangs(commit)
-    commit.result()
+    if commit.result().command_status != b"COMMIT":
+        # The work went on after one of its statements had failed, and the server rolled back without an error.
+        raise pg.InFailedSqlTransaction("a statement of this transaction failed, so nothing was committed")
 
 
-async def _configure(connection: Connection) -> None:
+async def _configure(session: Session) -> None:
     # A set may hold one item or a thousand, and tables grow from nothing within seconds of a rush: a plan that was kept
     # from a smaller day would join them the wrong way round.
-    await connection.execute("SET plan_cache_mode = force_custom_plan")
+    await session.execute("SET plan_cache_mode = force_custom_plan")
     # For the session, so that an ordinary transaction does not pay for it: a SET costs as much as a small statement.
-    await connection.execute(f"SET statement_timeout = {STATEMENT_SECONDS * 1000:.0f}")
-    await connection.execute(f"SET idle_in_transaction_session_timeout = {SILENCE_SECONDS * 1000:.0f}")
+    await session.execute(f"SET statement_timeout = {STATEMENT_SECONDS * 1000:.0f}")
+    await session.execute(f"SET idle_in_transaction_session_timeout = {SILENCE_SECONDS * 1000:.0f}")
 
 
-async def _once(connection: Connection, work: Callable[[Connection], Awaitable[T]], until: Deadline) -> T:
+async def _once(session: Session, work: Callable[[Transaction], Awaitable[T]], until: Deadline) -> T:
     timeout_ms = max(STATEMENT_FLOOR_MS, int(until.remaining() * 1000))
     committing = False
     try:
         async with asyncio.timeout(timeout_ms / 1000 + GRACE_SECONDS):
-            tight = timeout_ms < (STATEMENT_SECONDS - GRACE_SECONDS) * 1000
-            begin = f"BEGIN; SET LOCAL statement_timeout = {timeout_ms}" if tight else "BEGIN"
-            await connection.execute(begin, prepare=False)
-            result = await work(connection)
+            session.queue("BEGIN")
+            if timeout_ms < (STATEMENT_SECONDS - GRACE_SECONDS) * 1000:
+                session.queue(f"SET LOCAL statement_timeout = {timeout_ms}", prepare=False)
+            result = await work(Transaction(session))
         committing = True
-        await _commit(connection, until.remaining() + GRACE_SECONDS)
+        await _commit(session, until.remaining() + GRACE_SECONDS)
         return result
     except _CommitHangs:
         raise
     except TimeoutError as error:
         # The server itself no longer answers: what this connection does is anyone's guess.
-        await connection.close()
+        await session.close()
         raise _translated(
             psycopg.OperationalError("no answer within the deadline"), committing=False
         ) from error
+    except FlightFailed as failed:
+        # Of the flight with COMMIT: what stood before it failed, then the server has not even tried to commit.
+        await _roll_back(session)
+        raise _translated(failed.error, committing=failed.last) from None
     except BaseException as error:
-        if not connection.broken and not connection.closed:
-            with contextlib.suppress(psycopg.Error):  # it broke just now; the pool will see it
-                await connection.execute("ROLLBACK", prepare=False)
+        await _roll_back(session)
         translated = _translated(error, committing)
         if translated is error:
             raise
         raise translated from error
+
+
+async def _roll_back(session: Session) -> None:
+    session.forget()
+    if session.broken or session.closed or session.idle:
+        return
+    with contextlib.suppress(psycopg.Error, FlightFailed):  # it broke just now; the pool will see it
+        session.queue("ROLLBACK")
+        await session.fly()
 
 
 def _translated(error: BaseException, committing: bool) -> BaseException:

@@ -27,7 +27,7 @@ from typing import Generic, TypeAlias
 
 import psycopg
 
-from services.kit.db import Connection, Database
+from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import InProgress, PaymeshError, Refused, key_reused, undone_before_arrival
 from services.kit.rpc.failures import as_error
@@ -42,14 +42,14 @@ IN_PROGRESS_RETRY_AFTER_MS = 200
 _CLAIM = """
 INSERT INTO idempotency (merchant_id, caller, method, key, fingerprint, resource_id)
 SELECT merchant_id, caller, %(method)s, key, fingerprint, resource_id
-FROM unnest(%(merchants)b::text[], %(callers)b::text[], %(keys)b::text[], %(fingerprints)b::bytea[],
-            %(resources)b::text[]) AS claim (merchant_id, caller, key, fingerprint, resource_id)
+FROM unnest(%(merchants)s::text[], %(callers)s::text[], %(keys)s::text[], %(fingerprints)s::bytea[],
+            %(resources)s::text[]) AS claim (merchant_id, caller, key, fingerprint, resource_id)
 ON CONFLICT DO NOTHING
 """
 
 _FIND = """
 SELECT row.merchant_id, row.caller, row.key, row.fingerprint, row.resource_id, row.result
-FROM unnest(%(merchants)b::text[], %(callers)b::text[], %(keys)b::text[]) AS asked (merchant_id, caller, key)
+FROM unnest(%(merchants)s::text[], %(callers)s::text[], %(keys)s::text[]) AS asked (merchant_id, caller, key)
 JOIN idempotency AS row
   ON row.merchant_id = asked.merchant_id AND row.caller = asked.caller AND row.method = %(method)s
  AND row.key = asked.key
@@ -57,7 +57,7 @@ JOIN idempotency AS row
 
 _REMEMBER = """
 UPDATE idempotency AS row SET result = answer.result
-FROM unnest(%(merchants)b::text[], %(callers)b::text[], %(keys)b::text[], %(results)b::bytea[])
+FROM unnest(%(merchants)s::text[], %(callers)s::text[], %(keys)s::text[], %(results)s::bytea[])
      AS answer (merchant_id, caller, key, result)
 WHERE row.merchant_id = answer.merchant_id AND row.caller = answer.caller AND row.method = %(method)s
   AND row.key = answer.key AND row.result IS NULL
@@ -65,8 +65,8 @@ WHERE row.merchant_id = answer.merchant_id AND row.caller = answer.caller AND ro
 
 _BAR = """
 INSERT INTO idempotency (merchant_id, caller, method, key, fingerprint, resource_id, result)
-SELECT merchant_id, caller, %(method)s, key, '', '', %(refusal)b
-FROM unnest(%(merchants)b::text[], %(callers)b::text[], %(keys)b::text[]) AS undone (merchant_id, caller, key)
+SELECT merchant_id, caller, %(method)s, key, '', '', %(refusal)s
+FROM unnest(%(merchants)s::text[], %(callers)s::text[], %(keys)s::text[]) AS undone (merchant_id, caller, key)
 ON CONFLICT DO NOTHING
 """
 
@@ -93,7 +93,7 @@ def identity(command: Command[R]) -> Identity:
     return (command.merchant_id, command.caller, command.key)
 
 
-async def claim(tx: Connection, method: str, commands: Sequence[Command[R]], pack: Pack[M]) -> Claims[R, M]:
+async def claim(tx: Transaction, method: str, commands: Sequence[Command[R]], pack: Pack[M]) -> Claims[R, M]:
     """Claim the keys of a set. `pack` reads stored answers."""
     first: dict[Identity, Command[R]] = {}
     mates = [
@@ -111,12 +111,11 @@ async def claim(tx: Connection, method: str, commands: Sequence[Command[R]], pac
         "fingerprints": [c.fingerprint for c in ordered],
         "resources": [c.resource_id for c in ordered],
     }
-    cursor = await tx.execute(_CLAIM, params)
+    count = await tx.execute(_CLAIM, params)
     fresh = first
     settled: dict[int, Outcome[M]] = {}
-    if cursor.rowcount < len(ordered):
-        cursor = await tx.execute(_FIND, params, binary=True)
-        rows: dict[Identity, _Row] = {row[:3]: row[3:] for row in await cursor.fetchall()}
+    if count < len(ordered):
+        rows: dict[Identity, _Row] = {row[:3]: row[3:] for row in await tx.fetch(_FIND, params)}
         fresh = {i: c for i, c in first.items() if i in rows and rows[i][1] == c.resource_id}
         recalled = await _recall(tx, [(i, row) for i, row in rows.items() if i not in fresh], pack)
         # Whatever the others in the set ask for under such a key: the stored row was there before them.
@@ -136,7 +135,7 @@ async def claim(tx: Connection, method: str, commands: Sequence[Command[R]], pac
 
 
 async def _recall(
-    tx: Connection, standing: Sequence[tuple[Identity, _Row]], pack: Pack[M]
+    tx: Transaction, standing: Sequence[tuple[Identity, _Row]], pack: Pack[M]
 ) -> dict[Identity, Outcome[M]]:
     """The answers of earlier calls that were not stored, read back from what those calls have saved."""
     if pack.recall is None:
@@ -170,14 +169,14 @@ def _standing(
     return pack.unpack(result)
 
 
-async def remember(
-    tx: Connection, method: str, answers: Sequence[tuple[Identity, Outcome[M]]], pack: Pack[M]
+def remember(
+    tx: Transaction, method: str, answers: Sequence[tuple[Identity, Outcome[M]]], pack: Pack[M]
 ) -> None:
     """Complete claimed keys with their answers, those that cannot be read back."""
     answers = [(key, outcome) for key, outcome in answers if pack.stores(outcome)]
     if not answers:
         return
-    await tx.execute(
+    tx.later(
         _REMEMBER,
         {
             "method": method,
@@ -189,7 +188,7 @@ async def remember(
     )
 
 
-async def bar(tx: Connection, method: str, keys: Sequence[Identity], pack: Pack[M]) -> dict[Identity, str]:
+async def bar(tx: Transaction, method: str, keys: Sequence[Identity], pack: Pack[M]) -> dict[Identity, str]:
     """The undo barrier, for calls of `method` that are about to be undone: the `resource_id` of those that have
     arrived. Those that are missing from the answer have not arrived and never will have any effect."""
     asked = sorted(set(keys))
@@ -197,17 +196,15 @@ async def bar(tx: Connection, method: str, keys: Sequence[Identity], pack: Pack[
     absent = [i for i in asked if i not in arrived]
     if absent:
         params = _columns(method, absent) | {"refusal": pack.pack(Failed(undone_before_arrival()))}
-        cursor = await tx.execute(_BAR, params)
-        if cursor.rowcount < len(absent):  # one of them arrived in this very moment
+        count = await tx.execute(_BAR, params)
+        if count < len(absent):  # one of them arrived in this very moment
             arrived |= await _resources(tx, method, absent)
     return {i: resource for i, resource in arrived.items() if resource}
 
 
-async def _resources(tx: Connection, method: str, keys: Sequence[Identity]) -> dict[Identity, str]:
-    cursor = await tx.execute(_FIND, _columns(method, keys), binary=True)
-    return {
-        (merchant, caller, key): resource for merchant, caller, key, _, resource, _ in await cursor.fetchall()
-    }
+async def _resources(tx: Transaction, method: str, keys: Sequence[Identity]) -> dict[Identity, str]:
+    rows = await tx.fetch(_FIND, _columns(method, keys))
+    return {(merchant, caller, key): resource for merchant, caller, key, _, resource, _ in rows}
 
 
 def _columns(method: str, keys: Sequence[Identity]) -> dict[str, object]:
@@ -219,10 +216,10 @@ def _columns(method: str, keys: Sequence[Identity]) -> dict[str, object]:
     }
 
 
-Work: TypeAlias = Callable[[Connection, list[Command[R]]], Awaitable[Sequence[Answer[M] | Failed]]]
+Work: TypeAlias = Callable[[Transaction, list[Command[R]]], Awaitable[Sequence[Answer[M] | Failed]]]
 """Carries out fresh commands."""
 Beginning: TypeAlias = Callable[
-    [Connection, list[Command[R]]], Awaitable[Sequence[Answer[M] | Failed | None]]
+    [Transaction, list[Command[R]]], Awaitable[Sequence[Answer[M] | Failed | None]]
 ]
 """Carries out fresh commands; None for one whose outcome comes in a later transaction."""
 
@@ -256,16 +253,14 @@ async def begin_set(
     fails.
     """
 
-    async def transaction(tx: Connection) -> list[Outcome[M] | None]:
+    async def transaction(tx: Transaction) -> list[Outcome[M] | None]:
         claims = await claim(tx, method, commands, pack)
         worked: dict[Identity, Outcome[M] | None] = {}
         if claims.fresh:
             outcomes = await work(tx, claims.fresh)
             worked = {identity(c): outcome for c, outcome in zip(claims.fresh, outcomes, strict=True)}
-            await remember(
-                tx, method, [(i, o) for i, o in worked.items() if o is not None and lasting(o)], pack
-            )
-            await _free(tx, method, [i for i, o in worked.items() if o is not None and not lasting(o)])
+            remember(tx, method, [(i, o) for i, o in worked.items() if o is not None and lasting(o)], pack)
+            _free(tx, method, [i for i, o in worked.items() if o is not None and not lasting(o)])
         results: list[Outcome[M] | None] = []
         for place, command in enumerate(commands):
             if place in claims.settled:
@@ -306,15 +301,15 @@ async def _alone(
 
 _FREE = """
 DELETE FROM idempotency AS row
-USING unnest(%(merchants)b::text[], %(callers)b::text[], %(keys)b::text[]) AS freed (merchant_id, caller, key)
+USING unnest(%(merchants)s::text[], %(callers)s::text[], %(keys)s::text[]) AS freed (merchant_id, caller, key)
 WHERE row.merchant_id = freed.merchant_id AND row.caller = freed.caller AND row.method = %(method)s
   AND row.key = freed.key AND row.result IS NULL
 """
 
 
-async def _free(tx: Connection, method: str, keys: Sequence[Identity]) -> None:
+def _free(tx: Transaction, method: str, keys: Sequence[Identity]) -> None:
     if keys:
-        await tx.execute(_FREE, _columns(method, keys))
+        tx.later(_FREE, _columns(method, keys))
 
 
 def lasting(outcome: Outcome[M]) -> bool:

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from google.protobuf.message import Message
 
-from services.kit.db import Connection
+from services.kit.db import Transaction
 
 _APPEND = """
 INSERT INTO outbox (merchant_id, aggregate_id, type, payload, traceparent)
-SELECT * FROM unnest(%(merchants)b::text[], %(aggregates)b::text[], %(types)b::text[], %(payloads)b::bytea[],
-                     %(traceparents)b::text[])
+SELECT * FROM unnest(%(merchants)s::text[], %(aggregates)s::text[], %(types)s::text[], %(payloads)s::bytea[],
+                     %(traceparents)s::text[])
 """
 
 
@@ -26,11 +26,11 @@ class Announcement(NamedTuple):
     traceparent: str = ""
 
 
-async def announce(tx: Connection, announcements: Sequence[Announcement]) -> None:
+def announce(tx: Transaction, announcements: Sequence[Announcement]) -> None:
     """Append to the outbox, in order."""
     if not announcements:
         return
-    await tx.execute(
+    tx.later(
         _APPEND,
         {
             "merchants": [a.merchant_id for a in announcements],

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from opentelemetry.trace import Span
 
 from services.kit import telemetry
-from services.kit.db import Connection, Database
+from services.kit.db import Database, Transaction
 from services.orchestrator import domain, store
 from services.orchestrator.config import OrchestratorConfig
 from services.orchestrator.runner import Engine, Running
@@ -69,7 +69,7 @@ class Ownership:
         """One batch of orphans. Returns how many."""
         epoch = self.epoch
 
-        async def work(tx: Connection) -> list[StoredSaga]:
+        async def work(tx: Transaction) -> list[StoredSaga]:
             return await store.take_over(tx, epoch, self._config.takeover_batch_size)
 
         orphans = await self._database.transact(work)

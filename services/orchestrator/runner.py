@@ -26,7 +26,7 @@ from prometheus_client import Counter
 
 from services.kit import telemetry
 from services.kit.clock import now_ms
-from services.kit.db import Connection, Database
+from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import InProgress
 from services.kit.outbox import Announcement, announce
@@ -223,12 +223,12 @@ class Engine:
         """One transaction; returns the ids of the sagas that are still ours."""
         contract = self._contract
 
-        async def work(tx: Connection) -> set[str]:
+        async def work(tx: Transaction) -> set[str]:
             owned = await store.save_sagas(tx, [r.saga for r in group], epoch)
             ended = [
                 (r, ends[r.saga.saga_id]) for r in group if r.saga.saga_id in owned and r.saga.saga_id in ends
             ]
-            await announce(
+            announce(
                 tx,
                 [
                     Announcement(

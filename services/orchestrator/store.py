@@ -12,7 +12,8 @@ from typing import Any
 
 import orjson
 
-from services.kit.db import Connection, Database, Row
+from services.kit.db import Database, Transaction
+from services.kit.statements import Row
 from services.orchestrator.domain import (
     Attempt,
     Direction,
@@ -42,17 +43,17 @@ class StoredSaga:
     owner_epoch: int
 
 
-async def insert_sagas(tx: Connection, sagas: Sequence[StoredSaga], references: Sequence[str]) -> set[str]:
+async def insert_sagas(tx: Transaction, sagas: Sequence[StoredSaga], references: Sequence[str]) -> set[str]:
     """Record new sagas; returns the ids of those whose order reference was free."""
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         """
         INSERT INTO sagas (merchant_id, saga_id, order_id, order_reference, kind, owner_epoch, caller, key, input,
                            traceparent, created_at)
         SELECT merchant_id, saga_id, order_id, reference, kind, epoch, caller, key, input, traceparent,
                timestamptz 'epoch' + created_at_ms * interval '1 millisecond'
-        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(orders)b::text[], %(references)b::text[],
-                    %(kinds)b::text[], %(epochs)b::bigint[], %(callers)b::text[], %(keys)b::text[],
-                    %(inputs)b::bytea[], %(traceparents)b::text[], %(created)b::bigint[])
+        FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(orders)s::text[], %(references)s::text[],
+                    %(kinds)s::text[], %(epochs)s::bigint[], %(callers)s::text[], %(keys)s::text[],
+                    %(inputs)s::bytea[], %(traceparents)s::text[], %(created)s::bigint[])
              AS new (merchant_id, saga_id, order_id, reference, kind, epoch, caller, key, input, traceparent,
                      created_at_ms)
         ON CONFLICT DO NOTHING
@@ -71,21 +72,20 @@ async def insert_sagas(tx: Connection, sagas: Sequence[StoredSaga], references: 
             "traceparents": [s.traceparent for s in sagas],
             "created": [s.saga.created_at_ms for s in sagas],
         },
-        binary=True,
     )
-    return {row[0] for row in await cursor.fetchall()}
+    return {row[0] for row in rows}
 
 
-async def save_sagas(tx: Connection, sagas: Sequence[Saga], epoch: int) -> set[str]:
+async def save_sagas(tx: Transaction, sagas: Sequence[Saga], epoch: int) -> set[str]:
     """Write sagas as they are; returns the ids of those that `epoch` still owns and that can come to this from where
     they stand: an end is final, and a saga that has turned back is never completed."""
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         """
         UPDATE sagas AS s
         SET state = n.state, steps = n.steps::json, history = n.history::json, reason = n.reason::json,
             ended_at = timestamptz 'epoch' + n.ended_at_ms * interval '1 millisecond'
-        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(states)b::text[], %(steps)b::text[],
-                    %(histories)b::text[], %(reasons)b::text[], %(ended)b::bigint[])
+        FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(states)s::text[], %(steps)s::text[],
+                    %(histories)s::text[], %(reasons)s::text[], %(ended)s::bigint[])
              AS n (merchant_id, saga_id, state, steps, history, reason, ended_at_ms)
         WHERE s.merchant_id = n.merchant_id AND s.saga_id = n.saga_id AND s.owner_epoch = %(epoch)s
           AND s.ended_at IS NULL
@@ -103,9 +103,8 @@ async def save_sagas(tx: Connection, sagas: Sequence[Saga], epoch: int) -> set[s
             "reasons": [_dump_reason(s) for s in sagas],
             "ended": [s.ended_at_ms or None for s in sagas],
         },
-        binary=True,
     )
-    return {row[0] for row in await cursor.fetchall()}
+    return {row[0] for row in rows}
 
 
 async def find_saga(database: Database, key: SagaKey) -> StoredSaga | None:
@@ -117,17 +116,16 @@ async def find_saga(database: Database, key: SagaKey) -> StoredSaga | None:
     return _stored(rows[0]) if rows else None
 
 
-async def find_sagas(tx: Connection, keys: Sequence[SagaKey]) -> list[StoredSaga]:
+async def find_sagas(tx: Transaction, keys: Sequence[SagaKey]) -> list[StoredSaga]:
     """Several sagas."""
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         f"""
         SELECT {_COLUMNS} FROM sagas
-        WHERE (merchant_id, saga_id) IN (SELECT * FROM unnest(%(merchants)b::text[], %(ids)b::text[]))
+        WHERE (merchant_id, saga_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
         """,
         {"merchants": [m for m, _ in keys], "ids": [s for _, s in keys]},
-        binary=True,
     )
-    return [_stored(row) for row in await cursor.fetchall()]
+    return [_stored(row) for row in rows]
 
 
 async def list_sagas(
@@ -137,7 +135,7 @@ async def list_sagas(
     rows = await database.fetch(
         f"""
         SELECT {_COLUMNS} FROM sagas
-        WHERE merchant_id = %(merchant)s AND (cardinality(%(states)b::text[]) = 0 OR state = ANY (%(states)b::text[]))
+        WHERE merchant_id = %(merchant)s AND (cardinality(%(states)s::text[]) = 0 OR state = ANY (%(states)s::text[]))
           AND (%(before)s = '' OR saga_id < %(before)s)
         ORDER BY saga_id DESC LIMIT %(limit)s
         """,
@@ -149,17 +147,16 @@ async def list_sagas(
 async def insert_instance(database: Database, host: str, lease_seconds: float) -> int:
     """Join the orchestrators; returns the epoch of this one."""
 
-    async def work(tx: Connection) -> int:
-        cursor = await tx.execute(
+    async def work(tx: Transaction) -> int:
+        rows = await tx.fetch(
             """
             INSERT INTO instances (host, lease_until) VALUES (%(host)s, now() + make_interval(secs => %(seconds)s))
             RETURNING epoch
             """,
             {"host": host, "seconds": lease_seconds},
         )
-        row = await cursor.fetchone()
-        assert row is not None
-        return int(row[0])
+        ((epoch,),) = rows
+        return int(epoch)
 
     return await database.transact(work)
 
@@ -167,8 +164,8 @@ async def insert_instance(database: Database, host: str, lease_seconds: float) -
 async def save_lease(database: Database, epoch: int, lease_seconds: float) -> bool:
     """Renew the lease; False when it has run out, for then the sagas may have another owner already."""
 
-    async def work(tx: Connection) -> bool:
-        cursor = await tx.execute(
+    async def work(tx: Transaction) -> bool:
+        rows = await tx.fetch(
             """
             UPDATE instances SET lease_until = now() + make_interval(secs => %(seconds)s)
             WHERE epoch = %(epoch)s AND lease_until > now()
@@ -176,7 +173,7 @@ async def save_lease(database: Database, epoch: int, lease_seconds: float) -> bo
             """,
             {"epoch": epoch, "seconds": lease_seconds},
         )
-        return await cursor.fetchone() is not None
+        return bool(rows)
 
     return await database.transact(work)
 
@@ -184,15 +181,15 @@ async def save_lease(database: Database, epoch: int, lease_seconds: float) -> bo
 async def delete_instance(database: Database, epoch: int) -> None:
     """Leave the orchestrators; what is still under way is up for takeover at once."""
 
-    async def work(tx: Connection) -> None:
-        await tx.execute("DELETE FROM instances WHERE epoch = %(epoch)s", {"epoch": epoch})
+    async def work(tx: Transaction) -> None:
+        tx.later("DELETE FROM instances WHERE epoch = %(epoch)s", {"epoch": epoch})
 
     await database.transact(work)
 
 
-async def take_over(tx: Connection, epoch: int, limit: int) -> list[StoredSaga]:
+async def take_over(tx: Transaction, epoch: int, limit: int) -> list[StoredSaga]:
     """Become the owner of sagas under way whose owner has no live lease."""
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         f"""
         WITH orphans AS MATERIALIZED (
             SELECT merchant_id AS orphan_merchant_id, saga_id AS orphan_saga_id FROM sagas
@@ -206,9 +203,8 @@ async def take_over(tx: Connection, epoch: int, limit: int) -> list[StoredSaga]:
         RETURNING {_COLUMNS}
         """,
         {"epoch": epoch, "limit": limit},
-        binary=True,
     )
-    return [_stored(row) for row in await cursor.fetchall()]
+    return [_stored(row) for row in rows]
 
 
 async def list_owned(database: Database, epoch: int, older_than_seconds: float) -> list[StoredSaga]:

@@ -18,7 +18,7 @@ from functools import partial
 from prometheus_client import Gauge
 
 from services.kit.backoff import Backoff
-from services.kit.db import Connection, Database
+from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.idempotency import Identity
 from services.payment import domain, store
@@ -99,7 +99,7 @@ class Resolver:
         )
         return len(taken)
 
-    async def _take(self, tx: Connection) -> list[_Open]:
+    async def _take(self, tx: Transaction) -> list[_Open]:
         taken = await store.take_unresolved(tx, TAKE_MAX, ROUND_SECONDS)
         events: dict[PaymentKey, list[Event]] = {payment.key: [] for payment, _ in taken}
         for one in await store.list_events(tx, list(events)) if taken else []:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from services.kit.db import Connection, Database
+from services.kit.db import Database, Transaction
 from services.kit.money import Money
 from services.payment.domain import Event, EventType, Payment, PaymentKey, State, UnknownOutcome
 from services.payment.ledger import Entry
@@ -31,19 +31,19 @@ class Record(NamedTuple):
         return orjson.dumps(self.event.data).decode()
 
 
-async def insert_payments(tx: Connection, payments: Sequence[Payment], intent_seconds: float) -> set[str]:
+async def insert_payments(tx: Transaction, payments: Sequence[Payment], intent_seconds: float) -> set[str]:
     """Record intents; returns the ids of those whose order has no other live payment. The resolver looks at them after
     `intent_seconds`, unless they have ended by then."""
     # By order, so that two sets that want the same orders wait for each other in one direction only. Of two payments
     # for one order the first of the set wins: sorting keeps their sequence.
     payments = sorted(payments, key=lambda p: (p.merchant_id, p.order_id))
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         """
         INSERT INTO payments (merchant_id, payment_id, order_id, amount_minor, currency, state, version, resolve_at)
         SELECT merchant_id, payment_id, order_id, amount_minor, currency, 'AUTHORIZING', 1,
                now() + make_interval(secs => %(seconds)s)
-        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(orders)b::text[], %(amounts)b::bigint[],
-                    %(currencies)b::text[]) AS new (merchant_id, payment_id, order_id, amount_minor, currency)
+        FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(orders)s::text[], %(amounts)s::bigint[],
+                    %(currencies)s::text[]) AS new (merchant_id, payment_id, order_id, amount_minor, currency)
         ON CONFLICT (merchant_id, order_id) WHERE state = 'AUTHORIZING' DO NOTHING
         RETURNING payment_id
         """,
@@ -55,18 +55,17 @@ async def insert_payments(tx: Connection, payments: Sequence[Payment], intent_se
             "amounts": [p.amount.amount_minor for p in payments],
             "currencies": [p.amount.currency for p in payments],
         },
-        binary=True,
     )
-    return {row[0] for row in await cursor.fetchall()}
+    return {row[0] for row in rows}
 
 
-async def insert_events(tx: Connection, records: Sequence[Record]) -> None:
+def insert_events(tx: Transaction, records: Sequence[Record]) -> None:
     """Append events."""
-    await tx.execute(
+    tx.later(
         """
         INSERT INTO payment_events (merchant_id, payment_id, version, type, data)
         SELECT merchant_id, payment_id, version, type, data::json
-        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(versions)b::int[], %(types)b::text[], %(data)b::text[])
+        FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(versions)s::int[], %(types)s::text[], %(data)s::text[])
              AS new (merchant_id, payment_id, version, type, data)
         """,
         {
@@ -79,37 +78,36 @@ async def insert_events(tx: Connection, records: Sequence[Record]) -> None:
     )
 
 
-async def lock_payments(tx: Connection, keys: Iterable[PaymentKey]) -> dict[PaymentKey, Payment]:
+async def lock_payments(tx: Transaction, keys: Iterable[PaymentKey]) -> dict[PaymentKey, Payment]:
     """Lock payments, ascending; unknown ones are missing from the result."""
     ordered = sorted(set(keys))
     if not ordered:
         return {}
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         f"""
         SELECT {_COLUMNS} FROM payments
-        WHERE (merchant_id, payment_id) IN (SELECT * FROM unnest(%(merchants)b::text[], %(ids)b::text[]))
+        WHERE (merchant_id, payment_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
         ORDER BY merchant_id, payment_id
         FOR NO KEY UPDATE
         """,
         {"merchants": [m for m, _ in ordered], "ids": [p for _, p in ordered]},
-        binary=True,
     )
-    return {(row[0], row[1]): _payment(row) for row in await cursor.fetchall()}
+    return {(row[0], row[1]): _payment(row) for row in rows}
 
 
-async def save_payments(tx: Connection, payments: Sequence[Payment]) -> None:
+def save_payments(tx: Transaction, payments: Sequence[Payment]) -> None:
     """Write locked payments as they are after their newest events."""
     if not payments:
         return
-    await tx.execute(
+    tx.later(
         """
         UPDATE payments AS p
         SET state = n.state, version = n.version, unknown_outcome = n.unknown_outcome, auth_code = n.auth_code,
             processor_reference = n.processor_reference, decline_reason = n.decline_reason,
             fraud_score_milli = n.fraud_score_milli, resolve_at = now(), resolve_attempts = 0
-        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(states)b::text[], %(versions)b::int[],
-                    %(unknown)b::text[], %(codes)b::text[], %(references)b::text[], %(reasons)b::text[],
-                    %(scores)b::int[])
+        FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(states)s::text[], %(versions)s::int[],
+                    %(unknown)s::text[], %(codes)s::text[], %(references)s::text[], %(reasons)s::text[],
+                    %(scores)s::int[])
              AS n (merchant_id, payment_id, state, version, unknown_outcome, auth_code, processor_reference,
                    decline_reason, fraud_score_milli)
         WHERE p.merchant_id = n.merchant_id AND p.payment_id = n.payment_id
@@ -128,12 +126,12 @@ async def save_payments(tx: Connection, payments: Sequence[Payment]) -> None:
     )
 
 
-async def postpone(tx: Connection, delays: Sequence[tuple[PaymentKey, float]]) -> None:
+def postpone(tx: Transaction, delays: Sequence[tuple[PaymentKey, float]]) -> None:
     """Have the resolver look at payments after so many seconds."""
-    await tx.execute(
+    tx.later(
         """
         UPDATE payments AS p SET resolve_at = now() + make_interval(secs => d.seconds)
-        FROM unnest(%(merchants)b::text[], %(ids)b::text[], %(seconds)b::float8[])
+        FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(seconds)s::float8[])
              AS d (merchant_id, payment_id, seconds)
         WHERE p.merchant_id = d.merchant_id AND p.payment_id = d.payment_id
         """,
@@ -145,15 +143,15 @@ async def postpone(tx: Connection, delays: Sequence[tuple[PaymentKey, float]]) -
     )
 
 
-async def insert_entries(tx: Connection, entries: Sequence[Entry]) -> None:
+def insert_entries(tx: Transaction, entries: Sequence[Entry]) -> None:
     """Post journals; the database refuses one that does not balance."""
     if not entries:
         return
-    await tx.execute(
+    tx.later(
         """
         INSERT INTO journal_entries (merchant_id, journal_id, line, account, currency, amount_minor)
-        SELECT * FROM unnest(%(merchants)b::text[], %(journals)b::text[], %(lines)b::smallint[], %(accounts)b::text[],
-                             %(currencies)b::text[], %(amounts)b::bigint[])
+        SELECT * FROM unnest(%(merchants)s::text[], %(journals)s::text[], %(lines)s::smallint[], %(accounts)s::text[],
+                             %(currencies)s::text[], %(amounts)s::bigint[])
         """,
         {
             "merchants": [e.merchant_id for e in entries],
@@ -166,10 +164,10 @@ async def insert_entries(tx: Connection, entries: Sequence[Entry]) -> None:
     )
 
 
-async def take_unresolved(tx: Connection, limit: int, lease_seconds: float) -> list[tuple[Payment, int]]:
+async def take_unresolved(tx: Transaction, limit: int, lease_seconds: float) -> list[tuple[Payment, int]]:
     """Take payments that wait for the processor and are due, with how often they were taken before. Nobody else gets
     them for `lease_seconds`."""
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         f"""
         WITH due AS MATERIALIZED (
             SELECT merchant_id AS due_merchant_id, payment_id AS due_payment_id FROM payments
@@ -183,9 +181,8 @@ async def take_unresolved(tx: Connection, limit: int, lease_seconds: float) -> l
         RETURNING {_COLUMNS}, resolve_attempts
         """,
         {"limit": limit, "lease": lease_seconds},
-        binary=True,
     )
-    return [(_payment(row[:-1]), row[-1]) for row in await cursor.fetchall()]
+    return [(_payment(row[:-1]), row[-1]) for row in rows]
 
 
 async def count_waiting(database: Database) -> tuple[int, float]:
@@ -202,33 +199,29 @@ async def count_waiting(database: Database) -> tuple[int, float]:
     return count, seconds
 
 
-async def list_events(tx: Connection, keys: Sequence[PaymentKey]) -> list[Record]:
+async def list_events(tx: Transaction, keys: Sequence[PaymentKey]) -> list[Record]:
     """All events of payments, oldest first per payment."""
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         """
         SELECT merchant_id, payment_id, version, type, data::text, (extract(epoch FROM recorded_at) * 1000)::bigint
         FROM payment_events
-        WHERE (merchant_id, payment_id) IN (SELECT * FROM unnest(%(merchants)b::text[], %(ids)b::text[]))
+        WHERE (merchant_id, payment_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
         ORDER BY merchant_id, payment_id, version
         """,
         {"merchants": [m for m, _ in keys], "ids": [p for _, p in keys]},
-        binary=True,
     )
     return [
-        Record(row[0], row[1], row[2], Event(EventType(row[3]), orjson.loads(row[4])), row[5])
-        for row in await cursor.fetchall()
+        Record(row[0], row[1], row[2], Event(EventType(row[3]), orjson.loads(row[4])), row[5]) for row in rows
     ]
 
 
-async def find_payment(tx: Connection, key: PaymentKey) -> Payment | None:
+async def find_payment(tx: Transaction, key: PaymentKey) -> Payment | None:
     """One payment."""
-    cursor = await tx.execute(
+    rows = await tx.fetch(
         f"SELECT {_COLUMNS} FROM payments WHERE merchant_id = %(merchant)s AND payment_id = %(id)s",
         {"merchant": key[0], "id": key[1]},
-        binary=True,
     )
-    row = await cursor.fetchone()
-    return _payment(row) if row else None
+    return _payment(rows[0]) if rows else None
 
 
 async def list_payments(

@@ -10,7 +10,7 @@ from paymesh.shipping.v1 import events_pb2
 from paymesh.shipping.v1 import shipping_pb2 as pb
 from services.kit.checks import KEY_LENGTH_MAX, Checks
 from services.kit.clock import now_ms
-from services.kit.db import Connection, Database
+from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.idempotency import bar, run_set
 from services.kit.outbox import Announcement, announce
@@ -73,7 +73,7 @@ class ShippingService:
         self, commands: Sequence[Command[Create]], deadline: Deadline
     ) -> list[Outcome[pb.CreateShipmentResponse]]:
         async def work(
-            tx: Connection, fresh: list[Command[Create]]
+            tx: Transaction, fresh: list[Command[Create]]
         ) -> list[Outcome[pb.CreateShipmentResponse]]:
             created_at_ms = now_ms()
             refusals = [domain.create(c.request, self._unserved_countries) for c in fresh]
@@ -89,7 +89,7 @@ class ShippingService:
                     announcements.append(_announcement(command, events_pb2.ShipmentCreated(shipment=message)))
                 else:
                     outcomes.append(Failed(refusal or domain.order_already_shipped(wish.order_id)))
-            await announce(tx, announcements)
+            announce(tx, announcements)
             return outcomes
 
         return await run_set(self._database, "CreateShipment", commands, work, self._created, deadline)
@@ -97,12 +97,14 @@ class ShippingService:
     async def _cancel(
         self, commands: Sequence[Command[End]], deadline: Deadline
     ) -> list[Outcome[pb.CancelShipmentResponse]]:
-        async def work(tx: Connection, fresh: list[Command[End]]) -> list[Outcome[pb.CancelShipmentResponse]]:
+        async def work(
+            tx: Transaction, fresh: list[Command[End]]
+        ) -> list[Outcome[pb.CancelShipmentResponse]]:
             keys = [_do_key(c) for c in fresh if isinstance(c.request.target, ByKey)]
             arrived = await bar(tx, "CreateShipment", keys, self._created) if keys else {}
             ids = [(c.merchant_id, _target(c, arrived)) for c in fresh]
             decisions, ended = domain.end(await store.lock_shipments(tx, ids), ids, domain.cancel)
-            await store.save_ended(tx, ended)
+            store.save_ended(tx, ended)
             outcomes: list[Outcome[pb.CancelShipmentResponse]] = []
             for command, decision in zip(fresh, decisions, strict=True):
                 if decision is None and isinstance(command.request.target, ByKey):
@@ -111,7 +113,7 @@ class ShippingService:
                     outcomes.append(Answer(pb.CancelShipmentResponse(shipment=_shipment(decision))))
                 else:
                     outcomes.append(Failed(decision or domain.no_shipment(str(command.request.target))))
-            await announce(tx, _ended(fresh, decisions, ended, events_pb2.ShipmentCancelled))
+            announce(tx, _ended(fresh, decisions, ended, events_pb2.ShipmentCancelled))
             return outcomes
 
         pack = Pack(pb.CancelShipmentResponse)
@@ -121,12 +123,12 @@ class ShippingService:
         self, commands: Sequence[Command[End]], deadline: Deadline
     ) -> list[Outcome[pb.DispatchShipmentResponse]]:
         async def work(
-            tx: Connection, fresh: list[Command[End]]
+            tx: Transaction, fresh: list[Command[End]]
         ) -> list[Outcome[pb.DispatchShipmentResponse]]:
             ids = [(c.merchant_id, _target(c, {})) for c in fresh]
             decisions, ended = domain.end(await store.lock_shipments(tx, ids), ids, domain.dispatch)
-            await store.save_ended(tx, ended)
-            await announce(tx, _ended(fresh, decisions, ended, events_pb2.ShipmentDispatched))
+            store.save_ended(tx, ended)
+            announce(tx, _ended(fresh, decisions, ended, events_pb2.ShipmentDispatched))
             return [
                 Answer(pb.DispatchShipmentResponse(shipment=_shipment(d)))
                 if isinstance(d, Shipment)
@@ -149,7 +151,7 @@ class ShippingService:
 
 
 async def _recall(
-    tx: Connection, keys: Sequence[tuple[str, str]]
+    tx: Transaction, keys: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], pb.CreateShipmentResponse]:
     """The answers of CreateShipment, whatever has become of the shipments since."""
     made = await store.lock_shipments(tx, keys)

@@ -4,6 +4,7 @@ failure leaves a transaction open or a connection behind."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -18,10 +19,13 @@ from psycopg import errors as pg
 
 from deploy.local.stores import EmbeddedPostgres
 from services.kit import db
-from services.kit.db import Connection, Database
+from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import Kind, Overloaded, PaymeshError, Retryable, Unknown
 from tests.processes import free_port
+
+Connection = psycopg.AsyncConnection[psycopg.rows.TupleRow]
+"""One beside the pool, for looking on."""
 
 POOL_SIZE = 3
 
@@ -70,7 +74,7 @@ async def nothing_is_left(database: Database, dsn: str) -> None:
     await database._pool.check()  # sees the idle ones that a test has killed
     everybody = asyncio.Barrier(POOL_SIZE)
 
-    async def meet(tx: Connection) -> None:
+    async def meet(tx: Transaction) -> None:
         async with asyncio.timeout(5):
             await everybody.wait()
 
@@ -83,19 +87,24 @@ async def nothing_is_left(database: Database, dsn: str) -> None:
         assert await cursor.fetchall() == []
 
 
+READ = "SELECT value FROM counters WHERE name = %(name)s"
+ADD = "UPDATE counters SET value = value + %(amount)s::bigint WHERE name = %(name)s"
+
+
 async def value(connection: Connection, name: str) -> int:
-    cursor = await connection.execute("SELECT value FROM counters WHERE name = %s", (name,))
+    cursor = await connection.execute(READ, {"name": name})
     row = await cursor.fetchone()
     assert row is not None
     return int(row[0])
 
 
-async def add(tx: Connection, name: str, amount: int = 1) -> None:
-    await tx.execute("UPDATE counters SET value = value + %s WHERE name = %s", (amount, name))
+async def add(tx: Transaction | Connection, name: str, amount: int = 1) -> None:
+    await tx.execute(ADD, {"amount": amount, "name": name})
 
 
-async def pid_of(tx: Connection) -> int:
-    return tx.info.backend_pid
+async def pid_of(tx: Transaction) -> int:
+    ((pid,),) = await tx.fetch("SELECT pg_backend_pid()")
+    return int(pid)
 
 
 async def kill(connection: Connection, pid: int) -> None:
@@ -111,7 +120,7 @@ async def raises(cls: type[PaymeshError], reason: str, kind: Kind) -> AsyncItera
 
 
 async def test_work_is_committed_and_its_value_returned(database: Database, other: Connection) -> None:
-    async def work(tx: Connection) -> str:
+    async def work(tx: Transaction) -> str:
         await add(tx, "a", 5)
         return "done"
 
@@ -121,7 +130,7 @@ async def test_work_is_committed_and_its_value_returned(database: Database, othe
 
 
 async def test_an_exception_in_the_work_rolls_back_and_passes(database: Database, other: Connection) -> None:
-    async def work(tx: Connection) -> None:
+    async def work(tx: Transaction) -> None:
         await add(tx, "a")
         raise KeyError("our own")
 
@@ -133,7 +142,7 @@ async def test_an_exception_in_the_work_rolls_back_and_passes(database: Database
 async def test_a_constraint_that_is_violated_rolls_back_and_passes(
     database: Database, other: Connection
 ) -> None:
-    async def work(tx: Connection) -> None:
+    async def work(tx: Transaction) -> None:
         await add(tx, "b")
         await tx.execute("INSERT INTO counters VALUES ('a', 1)")
 
@@ -142,18 +151,144 @@ async def test_a_constraint_that_is_violated_rolls_back_and_passes(
     assert await value(other, "b") == 0
 
 
+async def test_statements_for_later_are_carried_out_in_order_before_the_commit(
+    database: Database, other: Connection
+) -> None:
+    async def work(tx: Transaction) -> int:
+        tx.later(ADD, {"amount": 3, "name": "a"})
+        tx.later("UPDATE counters SET value = value * 2 WHERE name = 'a'")
+        ((seen,),) = await tx.fetch(READ, {"name": "a"})
+        tx.later(ADD, {"amount": 1, "name": "a"})
+        return int(seen)
+
+    assert await database.transact(work) == 6
+    assert await value(other, "a") == 7
+
+
+async def test_a_statement_for_later_that_fails_commits_nothing(
+    database: Database, other: Connection
+) -> None:
+    async def work(tx: Transaction) -> None:
+        await add(tx, "b")
+        tx.later("INSERT INTO counters VALUES ('a', 1)")
+        tx.later(ADD, {"amount": 1, "name": "b"})
+
+    with pytest.raises(pg.UniqueViolation):
+        await database.transact(work)
+    assert await value(other, "b") == 0
+
+
+async def test_a_statement_for_later_that_loses_is_tried_again(database: Database, other: Connection) -> None:
+    attempts = 0
+
+    async def work(tx: Transaction) -> None:
+        nonlocal attempts
+        attempts += 1
+        tx.later(ADD, {"amount": 1, "name": "a"})
+        if attempts == 1:
+            tx.later("DO $$ BEGIN RAISE EXCEPTION 'lost' USING ERRCODE = '40P01'; END $$")
+
+    await database.transact(work)
+    assert attempts == 2
+    assert await value(other, "a") == 1
+
+
+async def test_work_that_goes_on_after_a_failed_statement_is_not_taken_for_committed(
+    database: Database, other: Connection
+) -> None:
+    async def work(tx: Transaction) -> None:
+        await add(tx, "b")
+        with contextlib.suppress(pg.UniqueViolation):
+            await tx.execute("INSERT INTO counters VALUES ('a', 1)")
+
+    with pytest.raises(pg.InFailedSqlTransaction):
+        await database.transact(work)
+    assert await value(other, "b") == 0
+
+
+async def test_a_failed_flight_leaves_its_statements_usable(database: Database, other: Connection) -> None:
+    """They were prepared in a flight that the server gave up half-way."""
+
+    async def breaks(tx: Transaction) -> None:
+        tx.later("SELECT 1/0")
+        await tx.fetch("SELECT 'prepared behind the one that fails'")
+
+    async def works(tx: Transaction) -> list[tuple[object, ...]]:
+        return await tx.fetch("SELECT 'prepared behind the one that fails'")
+
+    for _ in range(POOL_SIZE):
+        with pytest.raises(pg.DivisionByZero):
+            await database.transact(breaks)
+    for _ in range(POOL_SIZE):
+        assert await database.transact(works) == [("prepared behind the one that fails",)]
+
+
+async def test_a_set_larger_than_every_buffer_travels(database: Database) -> None:
+    texts = [f"{number:0>1000}" for number in range(20_000)]
+
+    async def work(tx: Transaction) -> list[tuple[object, ...]]:
+        tx.later("SELECT count(*) FROM unnest(%(texts)s::text[]) AS text", {"texts": texts})
+        return await tx.fetch("SELECT text FROM unnest(%(texts)s::text[]) AS text", {"texts": texts})
+
+    assert await database.transact(work) == [(text,) for text in texts]
+
+
+async def test_a_parameter_that_cannot_travel_breaks_nothing(database: Database, other: Connection) -> None:
+    async def work(tx: Transaction) -> None:
+        await add(tx, "a")
+        tx.later(ADD, {"amount": 1, "name": "a\x00b"})
+
+    with pytest.raises(ValueError, match="NUL"):
+        await database.transact(work)
+    assert await value(other, "a") == 0
+
+
+async def test_a_connection_killed_in_the_flight_of_the_commit_leaves_it_unknown(
+    database: Database, other: Connection
+) -> None:
+    pids: list[int] = []
+
+    async def work(tx: Transaction) -> None:
+        pids.append(await pid_of(tx))
+        tx.later(ADD, {"amount": 1, "name": "a"})
+        tx.later("SELECT pg_sleep(20)")
+
+    running = asyncio.create_task(database.transact(work))
+    await until_active(other, "SELECT pg_sleep(20)")
+    await kill(other, pids[0])
+    with pytest.raises((Unknown, Retryable)):
+        await running
+    assert await value(other, "a") == 0
+
+
+async def test_a_caller_who_goes_away_during_a_flight_leaves_nothing_open(
+    database: Database, other: Connection
+) -> None:
+    async def work(tx: Transaction) -> None:
+        tx.later(ADD, {"amount": 1, "name": "a"})
+        tx.later("SELECT pg_sleep(20)")
+        await add(tx, "b")
+
+    running = asyncio.create_task(database.transact(work))
+    await until_active(other, "SELECT pg_sleep(20)")
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, 5)
+    assert (await value(other, "a"), await value(other, "b")) == (0, 0)
+
+
 async def test_a_serialization_failure_is_tried_again(database: Database, other: Connection) -> None:
     attempts = 0
 
-    async def work(tx: Connection) -> int:
+    async def work(tx: Transaction) -> int:
         nonlocal attempts
         attempts += 1
         await tx.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        seen = await value(tx, "a")
+        ((seen,),) = await tx.fetch(READ, {"name": "a"})
         if attempts == 1:
             await add(other, "a", 10)  # after our snapshot: our own update now fails with 40001
-        await tx.execute("UPDATE counters SET value = %s WHERE name = 'a'", (seen + 1,))
-        return seen
+        await tx.execute("UPDATE counters SET value = %(value)s WHERE name = 'a'", {"value": seen + 1})
+        return int(seen)
 
     assert await database.transact(work) == 10
     assert attempts == 2
@@ -164,8 +299,8 @@ async def test_a_deadlock_is_tried_again(database: Database, other: Connection) 
     attempts = 0
     both_hold_one = asyncio.Barrier(2)
 
-    def crossing(first: str, second: str) -> Callable[[Connection], Awaitable[None]]:
-        async def work(tx: Connection) -> None:
+    def crossing(first: str, second: str) -> Callable[[Transaction], Awaitable[None]]:
+        async def work(tx: Transaction) -> None:
             nonlocal attempts
             attempts += 1
             await add(tx, first)
@@ -186,7 +321,7 @@ async def test_work_that_always_loses_is_given_up_as_retryable(
     monkeypatch.setattr(db, "RETRY_FIRST_SECONDS", 0.0001)
     attempts = 0
 
-    async def work(tx: Connection) -> None:
+    async def work(tx: Transaction) -> None:
         nonlocal attempts
         attempts += 1
         await add(tx, "a")
@@ -199,7 +334,7 @@ async def test_work_that_always_loses_is_given_up_as_retryable(
 
 
 async def test_a_statement_does_not_outlive_the_deadline(database: Database, other: Connection) -> None:
-    async def work(tx: Connection) -> None:
+    async def work(tx: Transaction) -> None:
         await add(tx, "a")
         await tx.execute("SELECT pg_sleep(20)")
 
@@ -211,7 +346,7 @@ async def test_a_statement_does_not_outlive_the_deadline(database: Database, oth
 
 
 async def test_a_statement_timeout_ends_with_its_transaction(database: Database) -> None:
-    async def quick(tx: Connection) -> None:
+    async def quick(tx: Transaction) -> None:
         await tx.execute("SELECT 1")
 
     for _ in range(2 * POOL_SIZE):
@@ -220,7 +355,7 @@ async def test_a_statement_timeout_ends_with_its_transaction(database: Database)
 
 
 async def test_an_expired_deadline_does_not_mean_for_ever(database: Database) -> None:
-    async def slow(tx: Connection) -> None:
+    async def slow(tx: Transaction) -> None:
         await tx.execute("SELECT pg_sleep(20)")
 
     started = time.monotonic()
@@ -232,7 +367,7 @@ async def test_an_expired_deadline_does_not_mean_for_ever(database: Database) ->
 async def test_a_connection_killed_before_commit_means_nothing_happened(
     database: Database, other: Connection
 ) -> None:
-    async def work(tx: Connection) -> None:
+    async def work(tx: Transaction) -> None:
         await add(tx, "a")
         await kill(other, await pid_of(tx))
         await add(tx, "b")
@@ -247,7 +382,7 @@ async def test_a_connection_killed_during_a_statement_means_nothing_happened(
 ) -> None:
     pids: list[int] = []
 
-    async def work(tx: Connection) -> None:
+    async def work(tx: Transaction) -> None:
         await add(tx, "a")
         pids.append(await pid_of(tx))
         await tx.execute("SELECT pg_sleep(20)")
@@ -263,7 +398,7 @@ async def test_a_connection_killed_during_a_statement_means_nothing_happened(
 async def test_the_works_own_error_is_not_hidden_by_a_rollback_that_fails(
     database: Database, other: Connection
 ) -> None:
-    async def work(tx: Connection) -> None:
+    async def work(tx: Transaction) -> None:
         await kill(other, await pid_of(tx))
         raise KeyError("our own")
 
@@ -276,7 +411,7 @@ async def test_a_connection_killed_during_commit_leaves_it_unknown(
 ) -> None:
     pids: list[int] = []
 
-    async def work(tx: Connection) -> None:
+    async def work(tx: Transaction) -> None:
         pids.append(await pid_of(tx))
         await tx.execute("INSERT INTO counters VALUES ('slow', 1)")
 
@@ -294,7 +429,7 @@ async def test_a_process_that_stands_still_does_not_keep_its_locks(
     monkeypatch.setattr(db, "GRACE_SECONDS", 10)  # what the process itself would grant, were it awake
     locked = threading.Event()
 
-    async def falls_silent(tx: Connection) -> None:
+    async def falls_silent(tx: Transaction) -> None:
         await add(tx, "a")
         locked.set()
         time.sleep(2)  # the whole loop of this process, as if it had been stopped
@@ -324,7 +459,7 @@ async def test_a_server_that_no_longer_answers_is_given_up(
     monkeypatch.setattr(db, "GRACE_SECONDS", 0.2)
     frozen: list[int] = []
 
-    async def work(tx: Connection) -> None:
+    async def work(tx: Transaction) -> None:
         await add(tx, "a")
         frozen.append(await pid_of(tx))
         os.kill(frozen[0], signal.SIGSTOP)
@@ -347,7 +482,7 @@ async def test_a_commit_that_hangs_is_unknown_and_comes_to_its_own_end(
     monkeypatch.setattr(db, "GRACE_SECONDS", 0.2)
     frozen: list[int] = []
 
-    async def work(tx: Connection) -> None:
+    async def work(tx: Transaction) -> None:
         await add(tx, "a")
         frozen.append(await pid_of(tx))
         os.kill(frozen[0], signal.SIGSTOP)  # so that it is the COMMIT that is not answered
@@ -376,7 +511,7 @@ async def test_a_read_that_is_not_answered_is_given_up(
 
 
 async def test_idle_connections_that_were_killed_are_replaced(database: Database, other: Connection) -> None:
-    async def quick(tx: Connection) -> int:
+    async def quick(tx: Transaction) -> int:
         return await pid_of(tx)
 
     before = {await database.transact(quick) for _ in range(2 * POOL_SIZE)}
@@ -411,10 +546,10 @@ async def test_when_no_connection_is_free_in_time_the_work_is_shed(
 ) -> None:
     release = asyncio.Event()
 
-    async def hold(tx: Connection) -> None:
+    async def hold(tx: Transaction) -> None:
         await release.wait()
 
-    async def never(tx: Connection) -> None:
+    async def never(tx: Transaction) -> None:
         raise AssertionError("there was a connection after all")
 
     holders = [asyncio.create_task(database.transact(hold)) for _ in range(POOL_SIZE)]
@@ -428,7 +563,7 @@ async def test_when_no_connection_is_free_in_time_the_work_is_shed(
 
 
 async def test_a_caller_who_goes_away_leaves_nothing_open(database: Database, other: Connection) -> None:
-    async def work(tx: Connection) -> None:
+    async def work(tx: Transaction) -> None:
         await add(tx, "a")
         await tx.execute("SELECT pg_sleep(20)")
 
@@ -444,7 +579,7 @@ async def test_a_storm_of_failures_leaves_every_connection_usable(
     database: Database, other: Connection
 ) -> None:
     async def one(number: int) -> None:
-        async def work(tx: Connection) -> None:
+        async def work(tx: Transaction) -> None:
             await add(tx, "a")
             if number % 5 == 0:
                 raise KeyError(number)

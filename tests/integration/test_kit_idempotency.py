@@ -23,7 +23,7 @@ from psycopg import errors as pg
 
 from deploy.local.stores import EmbeddedPostgres
 from services.kit import db
-from services.kit.db import Connection, Database
+from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import InProgress, Kind, Refused, Retryable
 from services.kit.idempotency import bar, begin_set, claim, identity, remember, run_set
@@ -68,7 +68,7 @@ def wish(key: str, body: str = "x", *, merchant: str = "mer_1", caller: str = "s
     return Command(merchant, caller, key, fingerprint, new_id("thing"), body, None)
 
 
-async def work(tx: Connection, fresh: list[Wish]) -> list[Made]:
+async def work(tx: Transaction, fresh: list[Wish]) -> list[Made]:
     """One row per command, and what its body asks for: "refuse…", "busy…", "raise…", "clash…"."""
     outcomes: list[Made] = []
     for command in fresh:
@@ -79,7 +79,10 @@ async def work(tx: Connection, fresh: list[Wish]) -> list[Made]:
             outcomes.append(Failed(Retryable("BUSY", "later")))
             continue
         resource = "always the same" if command.request.startswith("clash") else command.resource_id
-        await tx.execute("INSERT INTO effects VALUES (%s, %s, %s)", (resource, command.key, command.request))
+        await tx.execute(
+            "INSERT INTO effects VALUES (%(resource)s, %(key)s, %(body)s)",
+            {"resource": resource, "key": command.key, "body": command.request},
+        )
         if command.request.startswith("raise"):
             raise ZeroDivisionError("a defect")
         outcomes.append(Answer(StringValue(value=command.resource_id)))
@@ -256,7 +259,7 @@ def test_any_history_of_sets_agrees_with_a_model(dsn: str, rounds: list[list[tup
 
 
 async def test_a_repeat_of_work_under_way_is_told_so(database: Database) -> None:
-    async def begin(tx: Connection, fresh: list[Wish]) -> list[Made | None]:
+    async def begin(tx: Transaction, fresh: list[Wish]) -> list[Made | None]:
         return [None for _ in fresh]
 
     first = wish("k")
@@ -271,9 +274,16 @@ async def test_a_repeat_of_work_under_way_is_told_so(database: Database) -> None
     assert texts(await make(database, wish("k", "y"))) == ["IDEMPOTENCY_KEY_REUSED"]
 
     answer = Answer(StringValue(value=first.resource_id))
-    await database.transact(lambda tx: remember(tx, METHOD, [(identity(first), answer)], PACK))
+    await remember_now(database, first, answer)
     assert await make(database, wish("k")) == [Answer(answer.message, replayed=True)]
     assert await effects(database) == []
+
+
+async def remember_now(database: Database, command: Wish, outcome: Made) -> None:
+    async def remembering(tx: Transaction) -> None:
+        remember(tx, METHOD, [(identity(command), outcome)], PACK)
+
+    await database.transact(remembering)
 
 
 async def test_an_answer_that_stands_is_never_overwritten(database: Database) -> None:
@@ -281,9 +291,7 @@ async def test_an_answer_that_stands_is_never_overwritten(database: Database) ->
     await begin_set(database, METHOD, [first], _begin_only, PACK, Deadline.after(10))
     refusal, answer = Failed(Refused("NO", "no")), Answer(StringValue(value="too late"))
     for outcome in (refusal, answer):
-        await database.transact(
-            lambda tx, outcome=outcome: remember(tx, METHOD, [(identity(first), outcome)], PACK)  # type: ignore[misc]
-        )
+        await remember_now(database, first, outcome)
     assert texts(await make(database, wish("k"))) == ["NO"]
 
 
@@ -293,15 +301,18 @@ async def test_a_key_freed_under_our_eyes_is_not_worked_on_unclaimed(database: D
     class Eyes:
         """A connection beside which the claimed key disappears before it can be looked at."""
 
-        def __init__(self, tx: Connection) -> None:
+        def __init__(self, tx: Transaction) -> None:
             self._tx = tx
 
-        async def execute(self, query: str, *arguments: Any, **options: Any) -> Any:
-            if "JOIN idempotency" in query:
-                await database.transact(lambda tx: tx.execute("DELETE FROM idempotency"))
-            return await self._tx.execute(query, *arguments, **options)
+        async def execute(self, sql: str, params: Any) -> int:
+            return await self._tx.execute(sql, params)
 
-    async def claiming(tx: Connection) -> Any:
+        async def fetch(self, sql: str, params: Any) -> Any:
+            assert "JOIN idempotency" in sql
+            await database.transact(lambda tx: tx.execute("DELETE FROM idempotency"))
+            return await self._tx.fetch(sql, params)
+
+    async def claiming(tx: Transaction) -> Any:
         return await claim(Eyes(tx), METHOD, [wish("k"), wish("l")], PACK)  # type: ignore[arg-type]
 
     claims = await database.transact(claiming)
@@ -310,18 +321,18 @@ async def test_a_key_freed_under_our_eyes_is_not_worked_on_unclaimed(database: D
     assert list(claims.settled) == [0]
 
 
-async def _begin_only(tx: Connection, fresh: list[Wish]) -> list[Made | None]:
+async def _begin_only(tx: Transaction, fresh: list[Wish]) -> list[Made | None]:
     return [None for _ in fresh]
 
 
 # --- answers that are read back ---
 
 
-async def recall(tx: Connection, resources: Sequence[ResourceKey]) -> dict[ResourceKey, StringValue]:
+async def recall(tx: Transaction, resources: Sequence[ResourceKey]) -> dict[ResourceKey, StringValue]:
     """The answer of a call as its effect tells it."""
     ids = [resource for _, resource in resources]
-    cursor = await tx.execute("SELECT resource_id FROM effects WHERE resource_id = ANY(%s)", (ids,))
-    return {("mer_1", resource): StringValue(value=resource) for (resource,) in await cursor.fetchall()}
+    rows = await tx.fetch("SELECT resource_id FROM effects WHERE resource_id = ANY(%(ids)s)", {"ids": ids})
+    return {("mer_1", resource): StringValue(value=resource) for (resource,) in rows}
 
 
 RECALLED = Pack(StringValue, recall)
@@ -383,7 +394,7 @@ class Held:
         self.calls = 0
         self.error: Exception | None = None
 
-    async def __call__(self, tx: Connection, fresh: list[Wish]) -> list[Made]:
+    async def __call__(self, tx: Transaction, fresh: list[Wish]) -> list[Made]:
         self.calls += 1
         outcomes = await work(tx, fresh)
         self.entered.set()
@@ -492,7 +503,7 @@ async def test_sets_that_share_keys_in_opposite_orders_do_not_deadlock(
 async def test_a_transaction_that_is_tried_again_has_its_effect_once(database: Database) -> None:
     attempts = 0
 
-    async def loses_once(tx: Connection, fresh: list[Wish]) -> list[Made]:
+    async def loses_once(tx: Transaction, fresh: list[Wish]) -> list[Made]:
         nonlocal attempts
         attempts += 1
         outcomes = await work(tx, fresh)
@@ -534,7 +545,7 @@ async def test_a_command_that_breaks_alone_raises_and_frees_its_key(database: Da
 
 
 async def test_work_that_forgets_an_outcome_commits_nothing(database: Database) -> None:
-    async def forgetful(tx: Connection, fresh: list[Wish]) -> list[Made]:
+    async def forgetful(tx: Transaction, fresh: list[Wish]) -> list[Made]:
         return (await work(tx, fresh))[:-1]
 
     outcomes = await make(database, wish("a"), wish("b"), how=forgetful)
@@ -544,7 +555,7 @@ async def test_work_that_forgets_an_outcome_commits_nothing(database: Database) 
 
 
 async def test_what_the_whole_set_cannot_do_is_raised_for_the_whole_set(database: Database) -> None:
-    async def away(tx: Connection, fresh: list[Wish]) -> list[Made]:
+    async def away(tx: Transaction, fresh: list[Wish]) -> list[Made]:
         await work(tx, fresh)
         raise Retryable("BANK_AWAY", "nobody can be served")
 
@@ -560,7 +571,7 @@ async def test_what_the_whole_set_cannot_do_is_raised_for_the_whole_set(database
 async def undo(database: Database, *wishes: Wish) -> dict[str, str]:
     """Bar the keys of `wishes`; the resource ids of those that were there first, by key."""
 
-    async def barring(tx: Connection) -> dict[tuple[str, str, str], str]:
+    async def barring(tx: Transaction) -> dict[tuple[str, str, str], str]:
         return await bar(tx, METHOD, [identity(w) for w in wishes], PACK)
 
     return {key: resource for (_, _, key), resource in (await database.transact(barring)).items()}
@@ -648,7 +659,7 @@ async def test_a_do_waits_for_an_undo_that_has_begun(database: Database, undo_co
     barred, go = asyncio.Event(), asyncio.Event()
     do = wish("k")
 
-    async def barring(tx: Connection) -> None:
+    async def barring(tx: Transaction) -> None:
         assert await bar(tx, METHOD, [identity(do)], PACK) == {}
         barred.set()
         await go.wait()

@@ -23,7 +23,7 @@ from sandbox.bank.runner import Latecomers
 from sandbox.bank.service import messages
 from services.kit.checks import Checks, check_key
 from services.kit.clock import now
-from services.kit.db import Connection, Database
+from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import Invalid, PaymeshError, Refused
 from services.kit.rpc.failures import to_failure
@@ -158,7 +158,7 @@ class BankService(bank_pb2_grpc.BankServiceServicer):
             if identity not in made:
                 made[identity] = domain.authorize(c.request, c.resource_id, c.key, c.fingerprint, at)
 
-        async def work(tx: Connection) -> dict[Identity, Operation]:
+        async def work(tx: Transaction) -> dict[Identity, Operation]:
             if await store.insert_operations(tx, list(made.values())) == len(made):
                 return made
             return await store.find_operations(tx, made)
@@ -177,7 +177,7 @@ class BankService(bank_pb2_grpc.BankServiceServicer):
         standing: dict[Identity, Operation] = {}
         held: dict[Identity, Operation] = {}
 
-        async def work(tx: Connection) -> None:
+        async def work(tx: Transaction) -> None:
             nonlocal fresh, standing, held
             held = await store.lock_authorizations(tx, targets)
             before = await store.find_operations(tx, keys)
@@ -200,7 +200,7 @@ class BankService(bank_pb2_grpc.BankServiceServicer):
         return outcomes
 
     async def _cancel(self, merchant_id: str, key: str) -> Authorization:
-        async def work(tx: Connection) -> Authorization:
+        async def work(tx: Transaction) -> Authorization:
             at = now()
             never = domain.cancelled(merchant_id, key, at)
             if await store.insert_operations(tx, [never]):

@@ -20,7 +20,7 @@ from services.fraud.store import EntryKey
 from services.fraud.windows import Sighting, Windows
 from services.kit.checks import Checks, page_size
 from services.kit.clock import now
-from services.kit.db import Connection, Database
+from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import NotFound, key_reused
 from services.kit.idempotency import Identity, identity, run_set
@@ -130,7 +130,7 @@ class FraudService(fraud_pb2_grpc.FraudServiceServicer):
             for i, c in enumerate(distinct)
         ]
 
-        async def work(tx: Connection) -> dict[Identity, tuple[bytes, Assessment]]:
+        async def work(tx: Transaction) -> dict[Identity, tuple[bytes, Assessment]]:
             if await store.insert_assessments(tx, distinct, assessments) == len(distinct):
                 return {}
             return await store.find_assessments_by_key(tx, owners)
@@ -164,9 +164,9 @@ class FraudService(fraud_pb2_grpc.FraudServiceServicer):
         self, commands: Sequence[Command[tuple[EntryKey, str]]], deadline: Deadline
     ) -> list[Outcome[pb.AddListEntryResponse]]:
         async def work(
-            tx: Connection, fresh: list[Command[tuple[EntryKey, str]]]
+            tx: Transaction, fresh: list[Command[tuple[EntryKey, str]]]
         ) -> list[Outcome[pb.AddListEntryResponse]]:
-            await store.raise_list_versions(tx, [c.merchant_id for c in fresh])
+            store.raise_list_versions(tx, [c.merchant_id for c in fresh])
             stands = await store.insert_list_entries(tx, [c.request for c in fresh])
             return [
                 Answer(pb.AddListEntryResponse(entry=messages.entry_message(stands[c.request[0]])))
@@ -181,10 +181,10 @@ class FraudService(fraud_pb2_grpc.FraudServiceServicer):
         self, commands: Sequence[Command[EntryKey]], deadline: Deadline
     ) -> list[Outcome[pb.RemoveListEntryResponse]]:
         async def work(
-            tx: Connection, fresh: list[Command[EntryKey]]
+            tx: Transaction, fresh: list[Command[EntryKey]]
         ) -> list[Outcome[pb.RemoveListEntryResponse]]:
-            await store.raise_list_versions(tx, [c.merchant_id for c in fresh])
-            await store.delete_list_entries(tx, [c.request for c in fresh])
+            store.raise_list_versions(tx, [c.merchant_id for c in fresh])
+            store.delete_list_entries(tx, [c.request for c in fresh])
             return [Answer(pb.RemoveListEntryResponse()) for _ in fresh]
 
         outcomes = await run_set(self._database, _REMOVE, commands, work, self._removed, deadline)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Generic, TypeAlias
 
 from paymesh.result.v1 import failure_pb2
-from services.kit.db import Connection
+from services.kit.db import Transaction
 from services.kit.rpc.failures import from_failure, to_failure
 from services.kit.sets import Answer, Failed, M, Outcome
 
@@ -19,7 +19,7 @@ _FAILED = b"\x01"
 
 ResourceKey: TypeAlias = tuple[str, str]
 """(merchant, identifier of what a call has created)."""
-Recall: TypeAlias = Callable[[Connection, Sequence[ResourceKey]], Awaitable[Mapping[ResourceKey, M]]]
+Recall: TypeAlias = Callable[[Transaction, Sequence[ResourceKey]], Awaitable[Mapping[ResourceKey, M]]]
 """Reads answers back as they were first given; what is missing from the result has not ended yet."""
 
 

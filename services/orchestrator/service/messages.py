@@ -7,7 +7,7 @@ from typing import Any
 
 from paymesh.orchestrator.v1 import events_pb2
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
-from services.kit.db import Connection
+from services.kit.db import Transaction
 from services.kit.rpc.stored import Pack
 from services.kit.sets import Answer
 from services.orchestrator import domain, store
@@ -97,7 +97,7 @@ _EVENTS = {
 }
 
 
-async def _recall(tx: Connection, keys: Sequence[SagaKey]) -> dict[SagaKey, pb.PlaceOrderResponse]:
+async def _recall(tx: Transaction, keys: Sequence[SagaKey]) -> dict[SagaKey, pb.PlaceOrderResponse]:
     """The answers of PlaceOrder: the orders whose sagas have ended, as they stand."""
     return {
         stored.saga.key: pb.PlaceOrderResponse(

@@ -10,7 +10,7 @@ from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from services.kit import telemetry
 from services.kit.checks import Checks, page_size
 from services.kit.clock import now_ms
-from services.kit.db import Connection, Database
+from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import InProgress, NotFound, Overloaded, Refused
 from services.kit.idempotency import Identity, begin_set, identity
@@ -70,7 +70,7 @@ class OrchestratorService:
         begun: dict[Identity, Running] = {}
 
         async def begin(
-            tx: Connection, fresh: list[Command[pb.PlaceOrderRequest]]
+            tx: Transaction, fresh: list[Command[pb.PlaceOrderRequest]]
         ) -> list[Answer[pb.PlaceOrderResponse] | Failed | None]:
             sagas = [_running(command, epoch) for command in fresh]
             stored = [_stored(running, command) for running, command in zip(sagas, fresh, strict=True)]

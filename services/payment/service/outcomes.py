@@ -16,7 +16,7 @@ from prometheus_client import Counter
 
 from paymesh.payment.v1 import events_pb2
 from paymesh.payment.v1 import payment_pb2 as pb
-from services.kit.db import Connection, Database
+from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import PaymeshError
 from services.kit.idempotency import Identity, lasting, remember
@@ -71,7 +71,7 @@ class Operation(Generic[M]):
 
 
 async def _recall(
-    tx: Connection, keys: Sequence[PaymentKey]
+    tx: Transaction, keys: Sequence[PaymentKey]
 ) -> dict[PaymentKey, pb.AuthorizePaymentResponse]:
     """The answers of AuthorizePayment, whatever has become of the payments since: their events know."""
     records: dict[PaymentKey, list[store.Record]] = {}
@@ -146,7 +146,7 @@ async def record(database: Database, operation: Operation[M], told: Sequence[Tol
 
 
 async def _record(database: Database, operation: Operation[M], told: Sequence[Told]) -> list[Outcome[M]]:
-    async def work(tx: Connection) -> tuple[list[Outcome[M]], list[store.Record]]:
+    async def work(tx: Transaction) -> tuple[list[Outcome[M]], list[store.Record]]:
         payments = await store.lock_payments(tx, [t.key for t in told])
         changes: list[tuple[Payment, Payment]] = []
         records: list[store.Record] = []
@@ -165,17 +165,17 @@ async def _record(database: Database, operation: Operation[M], told: Sequence[To
             waited = before.state is operation.waits_in and domain.same_intent(one.payment, before)
             outcomes.append(operation.outcome(after) if waited else Failed(domain.settled_elsewhere(after)))
         if changes:
-            await store.save_payments(tx, [after for _, after in changes])
-            await store.insert_events(tx, records)
-            await store.insert_entries(tx, ledger.entries(changes))
+            store.save_payments(tx, [after for _, after in changes])
+            store.insert_events(tx, records)
+            store.insert_entries(tx, ledger.entries(changes))
         open_ = [(t.key, t.look_again_seconds) for t in told if payments[t.key].unknown_outcome]
         if open_:
-            await store.postpone(tx, open_)
-        await announce(tx, announcements)
+            store.postpone(tx, open_)
+        announce(tx, announcements)
         ended = [
             (t.asker, o) for t, o in zip(told, outcomes, strict=True) if t.asker is not None and lasting(o)
         ]
-        await remember(tx, operation.method, ended, operation.pack)
+        remember(tx, operation.method, ended, operation.pack)
         return outcomes, records
 
     outcomes, records = await database.transact(work, Deadline.after(RECORD_SECONDS))

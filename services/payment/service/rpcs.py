@@ -15,7 +15,7 @@ from paymesh.payment.v1 import payment_pb2 as pb
 from services.kit.checks import Checks, page_size
 from services.kit.clock import now_ms
 from services.kit.coalescer import Limits
-from services.kit.db import Connection, Database
+from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import PaymeshError
 from services.kit.idempotency import Identity, as_replay, bar, begin_set, identity
@@ -80,7 +80,7 @@ class PaymentService:
         begun: dict[Identity, Asked] = {}
 
         async def begin(
-            tx: Connection, fresh: list[Command[Authorize]]
+            tx: Transaction, fresh: list[Command[Authorize]]
         ) -> list[Outcome[pb.AuthorizePaymentResponse] | None]:
             now = now_ms()
             intents = [domain.initiate(c.request, c.resource_id, c.caller, c.key, now) for c in fresh]
@@ -90,7 +90,7 @@ class PaymentService:
                 for c, (payment, _) in zip(fresh, intents, strict=True)
                 if payment.payment_id in alone
             )
-            await store.insert_events(
+            store.insert_events(
                 tx, [store.Record(*p.key, p.version, event) for p, event in intents if p.payment_id in alone]
             )
             return [
@@ -146,7 +146,7 @@ class PaymentService:
         begun: dict[Identity, tuple[Payment, Command[Void]]] = {}
 
         async def begin(
-            tx: Connection, fresh: list[Command[Void]]
+            tx: Transaction, fresh: list[Command[Void]]
         ) -> list[Outcome[pb.VoidPaymentResponse] | None]:
             undone = [do_key for c in fresh if (do_key := _do_key(c)) is not None]
             arrived = await bar(tx, AUTHORIZE.method, undone, AUTHORIZE.pack) if undone else {}
@@ -176,9 +176,9 @@ class PaymentService:
                 else:
                     outcomes.append(Answer(pb.VoidPaymentResponse(payment=message_of(decision))))
             if records:
-                await store.save_payments(tx, requested)
-                await store.postpone(tx, [(payment.key, self._intent_seconds) for payment in requested])
-                await store.insert_events(tx, records)
+                store.save_payments(tx, requested)
+                store.postpone(tx, [(payment.key, self._intent_seconds) for payment in requested])
+                store.insert_events(tx, records)
             return outcomes
 
         outcomes = await begin_set(self._database, VOID.method, commands, begin, VOID.pack, deadline)
@@ -229,7 +229,7 @@ class PaymentService:
         checks.done()
         key = (request.merchant_id, request.payment_id)
 
-        async def read(tx: Connection) -> tuple[Payment | None, list[store.Record]]:
+        async def read(tx: Transaction) -> tuple[Payment | None, list[store.Record]]:
             payment = await store.find_payment(tx, key)
             return payment, await store.list_events(tx, [key])
 
