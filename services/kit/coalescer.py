@@ -7,8 +7,10 @@ gathered into the next one.
 What is promised:
 
 * An idle coalescer starts at once. While a set is under way, a small one lingers for company: until that one has ended,
-  or `company` commands have come, or `linger_ms` have passed. Between two sets of a rush, single calls gather for
-  `gather_ms`: answers go out together, so the next calls come in together.
+  or `company` commands have come, or `linger_ms` have passed. The same while the work of `waves_max` small sets, begun
+  by their handler, goes on elsewhere.
+* Single calls that were answered together are expected back together: the first of them wait for the others, at most
+  `gather_ms` from the last answer. A caller who is alone is not kept waiting by this, for nobody else is expected.
 * Sets hold at most `set_size_max` commands and at most `sets_in_flight_max` are under way.
 * The queue holds at most `queue_max` commands; past that a submission is shed with `Overloaded` and nothing of it is
   accepted.
@@ -22,7 +24,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from services.kit.deadline import Deadline
 from services.kit.errors import Overloaded, PaymeshError
@@ -49,10 +51,12 @@ class Limits:
     linger_ms: float = 20.0
     """How long a small set lingers while another is under way; without one it does not linger at all. About what a set
     takes: a second small one started earlier would only slow down the first, and cost as much as a large one."""
-    gather_ms: float = 2.0
-    """How long single calls wait for each other when nothing is under way, but something was a moment ago."""
-    busy_ms: float = 15.0
-    """What "a moment ago" means. A caller who sends one call after the other is alone, and never waits."""
+    waves_max: int = 2
+    """Small sets whose work goes on after their handler has returned (`Pending`); another small one lingers. Two keep
+    two cores busy; five of them, each a fifth as large, would cost twice the processor time for each item."""
+    gather_ms: float = 10.0
+    """How long single calls wait for those that were answered with them. A caller needs a few milliseconds to come
+    back, and a process with dozens of callers sends their calls one after the other."""
     queue_max: int = 8_192
     """About two seconds of work at full speed: beyond that a caller is better off elsewhere or later."""
 
@@ -79,17 +83,21 @@ class Coalescer(Generic[C, O]):
         handle: Callable[[Sequence[C], Deadline], Awaitable[Sequence[O]]],
         fail: Callable[[BaseException], O],
         limits: Limits,
+        rest: Callable[[O], asyncio.Future[Any] | None] = lambda _: None,
     ) -> None:
         self._name = name
         self._handle = handle
         self._fail = fail
+        self._rest = rest
         self._limits = limits
         self._worth_starting = min(limits.company, limits.set_size_max)
         self._queue: deque[_Group[C, O]] = deque()
         self._queued = 0
         self._in_flight: set[asyncio.Task[None]] = set()
+        self._waves: set[asyncio.Task[Any]] = set()
         self._linger: asyncio.TimerHandle | None = None
-        self._last_end = float("-inf")
+        self._expected = 0
+        self._expected_until = float("-inf")
 
     @property
     def queued(self) -> int:
@@ -101,7 +109,7 @@ class Coalescer(Generic[C, O]):
     ) -> list[O | None]:
         """The outcomes of `commands`, in order; None for those that are not ready by the deadline. Raises Overloaded
         when the queue is full. A caller that goes away leaves its commands to be carried out. `single` says that others
-        like it are likely to come, each by itself."""
+        like it are likely to come, each by itself; the caller then says when it was `answered`."""
         if self._queued + len(commands) > self._limits.queue_max:
             raise Overloaded(
                 "OVERLOADED",
@@ -114,9 +122,17 @@ class Coalescer(Generic[C, O]):
         )
         self._queue.append(group)
         self._queued += len(commands)
+        if single and self._expected:
+            self._expected -= 1
         self._pump()
         await asyncio.wait((done,), timeout=deadline.remaining())
         return group.outcomes
+
+    def answered(self) -> None:
+        """A single call is being answered: its caller may well be back in a moment."""
+        now = asyncio.get_running_loop().time()
+        self._expected = self._expected + 1 if now < self._expected_until else 1
+        self._expected_until = now + self._limits.gather_ms / 1000
 
     async def drain(self) -> None:
         """Wait until everything accepted has been carried out."""
@@ -141,10 +157,11 @@ class Coalescer(Generic[C, O]):
         """How long what is queued should wait for company."""
         if self._queued >= self._worth_starting:
             return 0.0
-        if self._in_flight:
+        if self._in_flight or len(self._waves) >= self._limits.waves_max:
             return self._limits.linger_ms
-        busy = asyncio.get_running_loop().time() - self._last_end < self._limits.busy_ms / 1000
-        return self._limits.gather_ms if busy and all(group.single for group in self._queue) else 0.0
+        if self._expected and all(group.single for group in self._queue):
+            return max(0.0, (self._expected_until - asyncio.get_running_loop().time()) * 1000)
+        return 0.0
 
     def _stop_lingering(self) -> None:
         if self._linger is not None:
@@ -153,6 +170,7 @@ class Coalescer(Generic[C, O]):
 
     def _lingered(self) -> None:
         self._linger = None
+        self._expected = 0
         self._pump(hurry=True)
 
     def _start(self) -> None:
@@ -176,7 +194,18 @@ class Coalescer(Generic[C, O]):
 
     def _worked(self, task: asyncio.Task[None]) -> None:
         self._in_flight.discard(task)
-        self._last_end = asyncio.get_running_loop().time()
+        self._pump()
+
+    def _watch(self, outcomes: Sequence[O]) -> None:
+        """A small set whose work goes on elsewhere is a wave until all of it has ended."""
+        rests = [rest for outcome in outcomes if (rest := self._rest(outcome)) is not None]
+        if rests:
+            wave = asyncio.create_task(asyncio.wait(rests), name=f"wave:{self._name}")
+            self._waves.add(wave)
+            wave.add_done_callback(self._ended)
+
+    def _ended(self, wave: asyncio.Task[Any]) -> None:
+        self._waves.discard(wave)
         self._pump()
 
     async def _work(self, slices: list[tuple[_Group[C, O], int, int]]) -> None:
@@ -190,6 +219,8 @@ class Coalescer(Generic[C, O]):
             if not isinstance(error, PaymeshError):
                 log.exception("set of %d in %s failed", len(commands), self._name)
             outcomes = [self._fail(error)] * len(commands)
+        if len(commands) < self._worth_starting:
+            self._watch(outcomes)
         at = 0
         for group, start, end in slices:
             group.outcomes[start:end] = outcomes[at : at + end - start]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -35,7 +36,9 @@ class Kitchen:
             self._cook,
             lambda error: f"failed: {error}",
             Limits(**limits),  # type: ignore[arg-type]
+            lambda outcome: self.goes_on.get(outcome),
         )
+        self.goes_on: dict[str, asyncio.Future[Any]] = {}
 
     async def _cook(self, commands: Sequence[str], deadline: Deadline) -> Sequence[str]:
         self.sets.append(list(commands))
@@ -119,33 +122,75 @@ async def test_enough_company_starts_a_set_beside_the_one_under_way() -> None:
     assert await asyncio.gather(*orders) == [["A"], ["B", "C"], ["D", "E"]]
 
 
-async def test_in_a_rush_singles_wait_for_each_other() -> None:
-    kitchen = Kitchen(gather_ms=50, busy_ms=1_000)
-    await kitchen.order("a", single=True)
-    orders = [kitchen.order("b", single=True)]
-    await asyncio.sleep(0.01)
-    orders.append(kitchen.order("c", single=True))
-    assert await asyncio.gather(*orders) == [["B"], ["C"]]
-    assert kitchen.sets == [["a"], ["b", "c"]]
-
-
-async def test_a_rush_is_over_soon_and_a_lone_caller_waits_for_nobody() -> None:
-    kitchen = Kitchen(gather_ms=NEVER_MS, busy_ms=20)
-    assert await kitchen.order("a", single=True) == ["A"]
-    await asyncio.sleep(0.04)
+async def test_callers_that_were_answered_together_are_expected_back_together() -> None:
+    kitchen = Kitchen(gather_ms=NEVER_MS)
+    kitchen.coalescer.answered()
+    kitchen.coalescer.answered()
+    first = kitchen.order("a", single=True)
+    await turn()
+    assert kitchen.sets == []
     assert await asyncio.wait_for(kitchen.order("b", single=True), 5) == ["B"]
+    assert await first == ["A"]
+    assert kitchen.sets == [["a", "b"]]
+
+
+async def test_who_does_not_come_back_is_not_waited_for_for_long() -> None:
+    kitchen = Kitchen(gather_ms=20)
+    kitchen.coalescer.answered()
+    kitchen.coalescer.answered()
+    assert await asyncio.wait_for(kitchen.order("a", single=True), 5) == ["A"]
+    assert await asyncio.wait_for(kitchen.order("b", single=True), 0.01) == ["B"]
+    assert kitchen.sets == [["a"], ["b"]]
+
+
+async def test_an_old_answer_lets_nobody_be_expected() -> None:
+    kitchen = Kitchen(gather_ms=5)
+    kitchen.coalescer.answered()
+    kitchen.coalescer.answered()
+    await asyncio.sleep(0.02)
+    assert await asyncio.wait_for(kitchen.order("a", single=True), 0.004) == ["A"]
+
+
+async def test_a_lone_caller_waits_for_nobody() -> None:
+    kitchen = Kitchen(gather_ms=NEVER_MS)
+    for name in "abc":
+        assert await asyncio.wait_for(kitchen.order(name, single=True), 5) == [name.upper()]
+        kitchen.coalescer.answered()
 
 
 async def test_a_batch_waits_for_nobody_when_nothing_is_under_way() -> None:
-    kitchen = Kitchen(gather_ms=NEVER_MS, busy_ms=NEVER_MS)
-    assert await kitchen.order("a", single=True) == ["A"]
+    kitchen = Kitchen(gather_ms=NEVER_MS)
+    kitchen.coalescer.answered()
+    kitchen.coalescer.answered()
     assert await asyncio.wait_for(kitchen.order("b", "c"), 5) == ["B", "C"]
     waiting = kitchen.order("d", single=True)
     await turn()
-    assert kitchen.sets == [["a"], ["b", "c"]]
+    assert kitchen.sets == [["b", "c"]]
     assert await asyncio.wait_for(kitchen.order("e", "f"), 5) == ["E", "F"]
     assert await waiting == ["D"]
     assert kitchen.sets[-1] == ["d", "e", "f"]
+
+
+async def test_small_sets_whose_work_goes_on_are_waves_and_another_one_lingers() -> None:
+    kitchen = Kitchen(linger_ms=NEVER_MS, waves_max=2, company=3)
+    work: dict[str, asyncio.Future[Any]] = {name.upper(): asyncio.Future() for name in "abcd"}
+    kitchen.goes_on = work
+    assert await kitchen.order("a") == ["A"]
+    assert await kitchen.order("b") == ["B"]
+    lingering = kitchen.order("c")
+    await turn()
+    assert kitchen.sets == [["a"], ["b"]]
+    assert await asyncio.wait_for(kitchen.order("d", "e"), 5) == [
+        "D",
+        "E",
+    ]  # with "c" that makes a set worth starting
+    assert await lingering == ["C"]
+    assert kitchen.sets[-1] == ["c", "d", "e"]
+    lingering = kitchen.order("f")
+    await turn()
+    assert not lingering.done()
+    work["A"].set_result(None)
+    assert await asyncio.wait_for(lingering, 5) == ["F"]
 
 
 async def test_singles_that_lingered_gather_only_briefly_once_nothing_is_under_way() -> None:

@@ -54,7 +54,7 @@ class SetMethod(Generic[R, M]):
         self._starts_traces = starts_traces
         self._handle = handle
         self._coalescer: Coalescer[Command[R], Answer[M] | Failed | Pending[M]] = Coalescer(
-            name, self._observed, lambda error: Failed(as_error(error)), limits or Limits()
+            name, self._observed, lambda error: Failed(as_error(error)), limits or Limits(), _rest
         )
         self._set_size = metrics.SET_SIZE.labels(name)
         self._shed = metrics.SHED.labels(name)
@@ -67,6 +67,7 @@ class SetMethod(Generic[R, M]):
         span = trace.get_current_span()
         command = self._command(key, _caller(metadata), request, span if span.is_recording() else None)
         (outcome,) = await self._outcomes([command], self._deadline(context), single=True)
+        self._coalescer.answered()
         if outcome.replayed:
             context.set_trailing_metadata((("idempotent-replayed", "true"),))
         if isinstance(outcome, Failed):
@@ -145,6 +146,10 @@ class SetMethod(Generic[R, M]):
                 result.failure.CopyFrom(to_failure(outcome.error))
                 result.replayed = outcome.replayed
         return response
+
+
+def _rest(outcome: Answer[M] | Failed | Pending[M]) -> asyncio.Future[Any] | None:
+    return outcome.outcome if isinstance(outcome, Pending) else None
 
 
 def _settled(outcome: Answer[M] | Failed | Pending[M] | None) -> Outcome[M]:

@@ -10,6 +10,7 @@ from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from services.kit import telemetry
 from services.kit.checks import Checks, page_size
 from services.kit.clock import now_ms
+from services.kit.coalescer import Limits
 from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import InProgress, NotFound, Overloaded, Refused
@@ -29,6 +30,8 @@ NAME = "paymesh.orchestrator.v1.OrchestratorService"
 WATCH_POLL_SECONDS = 0.25
 """How often a watched saga that another orchestrator drives is read again."""
 FULL_RETRY_AFTER_MS = 1_000
+WAVE_MS = 200.0
+"""How long a few single orders wait while two small waves are under way: about what a wave takes."""
 
 OrderOutcome = Answer[pb.PlaceOrderResponse] | Failed | Pending[pb.PlaceOrderResponse]
 
@@ -47,6 +50,7 @@ class OrchestratorService:
             batch_response=pb.BatchPlaceOrdersResponse,
             id_prefix="saga",
             seconds_max=30.0,
+            limits=Limits(linger_ms=WAVE_MS),
             starts_traces=True,
         )
         self.PlaceOrder, self.BatchPlaceOrders = self._placing.single, self._placing.batch
