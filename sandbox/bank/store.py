@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from psycopg.errors import SerializationFailure
 
 from sandbox.bank.domain import Authorization, Identity, Kind, Operation, Result, State
-from services.kit.db import Database, Transaction
+from services.kit.db import Database, Sent, Transaction
 from services.kit.statements import Row
 
 _OPERATION = (
@@ -30,13 +30,13 @@ ON CONFLICT DO NOTHING
 """
 
 
-async def insert_operations(tx: Transaction, operations: Sequence[Operation]) -> int:
-    """Write operations of one instant; returns how many were written. One is left out when its key was used
-    before or when it lets a hold go that is gone; should another transaction be about to do either, this one
-    waits for it."""
+def insert_operations(tx: Transaction, operations: Sequence[Operation]) -> Sent:
+    """Write operations of one instant; the count tells how many were written. One is left out when its key was
+    used before or when it lets a hold go that is gone; should another transaction be about to do either, this
+    one waits for it."""
     # Sorted, so that two sets that share keys wait for each other in one direction only.
     ordered = sorted(operations, key=lambda o: (o.merchant_id, o.key or ""))
-    return await tx.execute(
+    return tx.later(
         _INSERT,
         {
             "merchants": [o.merchant_id for o in ordered],
@@ -60,13 +60,15 @@ async def insert_operations(tx: Transaction, operations: Sequence[Operation]) ->
 async def insert_all(tx: Transaction, operations: Sequence[Operation]) -> None:
     """Write operations whose keys were free a moment ago. Raises a serialization failure, upon which the
     transaction starts over, when another call took one of the keys meanwhile."""
-    if operations and await insert_operations(tx, operations) < len(operations):
+    if operations and await insert_operations(tx, operations).count() < len(operations):
         raise SerializationFailure("a key was taken while the set was decided")
 
 
-async def find_operations(tx: Transaction, keys: Iterable[Identity]) -> dict[Identity, Operation]:
+async def find_operations(
+    reader: Transaction | Database, keys: Iterable[Identity]
+) -> dict[Identity, Operation]:
     """Operations by (merchant, key); those that have not arrived are missing."""
-    rows = await tx.fetch(
+    rows = await reader.fetch(
         f"""
         SELECT {_OPERATION} FROM operations AS o
         WHERE (merchant_id, key) IN (SELECT * FROM unnest(%(merchants)s::text[], %(keys)s::text[]))

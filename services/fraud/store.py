@@ -17,7 +17,7 @@ from services.fraud.domain import (
     Verdict,
 )
 from services.fraud.rules import Trait
-from services.kit.db import Database, Transaction
+from services.kit.db import Database, Sent, Transaction
 from services.kit.idempotency import Identity
 from services.kit.sets import Command
 from services.kit.statements import Row
@@ -31,13 +31,13 @@ _ASSESSMENT = (
 _NOTHING_FIRED = "[]"
 
 
-async def insert_assessments(
+def insert_assessments(
     tx: Transaction, commands: Sequence[Command[AssessPayment]], assessments: Sequence[Assessment]
-) -> int:
-    """Record the assessments of commands with distinct keys; returns how many of the keys were new. Nothing
+) -> Sent:
+    """Record the assessments of commands with distinct keys; the count tells how many of the keys were new. Nothing
     is written for the others. All of a set share their time and whether they are degraded."""
     verdicts = [assessment.verdict for assessment in assessments]
-    return await tx.execute(
+    return tx.later(
         """
         INSERT INTO assessments (merchant_id, caller, key, fingerprint, assessment_id, payment_id, decision,
                                  score_milli, fired_rules, degraded, created_at)
@@ -67,11 +67,11 @@ async def insert_assessments(
 
 
 async def find_assessments_by_key(
-    tx: Transaction, keys: Iterable[Identity]
+    database: Database, keys: Iterable[Identity]
 ) -> dict[Identity, tuple[bytes, Assessment]]:
     """The fingerprint and the assessment that stand under each key; unknown keys are missing."""
     asked = list(keys)
-    rows = await tx.fetch(
+    rows = await database.fetch(
         f"""
         SELECT caller, key, fingerprint, {_ASSESSMENT}
         FROM unnest(%(merchants)s::text[], %(callers)s::text[], %(keys)s::text[])

@@ -122,10 +122,7 @@ class InventoryService:
             # An order that has a reservation already must not take stock from its neighbours: so first all wishes are
             # recorded, then those that were new are decided, then the refused ones are taken out again.
             wishes = [domain.new_reservation(c.request, c.resource_id, now_ms()) for c in fresh]
-            recorded = await store.insert_reservations(tx, wishes)
-            stock = await store.lock_products(
-                tx, [(c.merchant_id, sku) for c in fresh for sku in c.request.lines]
-            )
+            recorded, stock = await store.insert_reservations(tx, wishes)
             new = [wish for wish in wishes if wish.reservation_id in recorded]
             refusals = dict(zip((w.reservation_id for w in new), domain.reserve(stock, new), strict=True))
             store.delete_reservations(tx, [w for w in new if refusals[w.reservation_id] is not None])

@@ -76,10 +76,13 @@ def save_stock(
     )
 
 
-async def insert_reservations(tx: Transaction, reservations: Sequence[Reservation]) -> set[str]:
-    """Record reservations; returns the ids of those whose order had none."""
+async def insert_reservations(
+    tx: Transaction, reservations: Sequence[Reservation]
+) -> tuple[set[str], dict[ProductKey, Product]]:
+    """Record reservations and lock what they are for. Returns the ids of those whose order had none, and the products;
+    see `lock_products`. Both travel together."""
     ordered = sorted(reservations, key=lambda r: (r.merchant_id, r.order_id))
-    rows = await tx.fetch(
+    recorded = tx.later(
         """
         INSERT INTO reservations (merchant_id, reservation_id, order_id, lines, created_at)
         SELECT merchant_id, reservation_id, order_id, lines::jsonb, to_timestamp(created_at_ms / 1000.0)
@@ -96,7 +99,8 @@ async def insert_reservations(tx: Transaction, reservations: Sequence[Reservatio
             "created": [r.created_at_ms for r in ordered],
         },
     )
-    return {row[0] for row in rows}
+    products = await lock_products(tx, ((r.merchant_id, sku) for r in reservations for sku in r.lines))
+    return {row[0] for row in await recorded}, products
 
 
 def delete_reservations(tx: Transaction, reservations: Sequence[Reservation]) -> None:

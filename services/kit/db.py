@@ -15,8 +15,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors as pg
@@ -25,7 +25,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from services.kit.deadline import Deadline
 from services.kit.errors import Overloaded, Retryable, Unknown
-from services.kit.session import FlightFailed, Session
+from services.kit.session import FlightFailed, Session, Statement
 from services.kit.statements import Params, Row
 
 T = TypeVar("T")
@@ -57,6 +57,40 @@ _KEEPALIVE = {
 """A server that vanishes without a word is noticed within about ten seconds, not after the two hours of the default."""
 
 
+class Sent:
+    """A statement that leaves with the next flight, which may be that of COMMIT. To wait for it gives its rows."""
+
+    __slots__ = ("_session", "_statement")
+
+    def __init__(self, session: Session, statement: Statement) -> None:
+        self._session = session
+        self._statement = statement
+
+    def __await__(self) -> Generator[Any, None, list[Row]]:
+        return self._rows().__await__()
+
+    @property
+    def answered(self) -> bool:
+        """Whether its answer is there."""
+        return self._statement.answer is not None
+
+    async def count(self) -> int:
+        """How many rows it touched."""
+        return (await self._answer()).command_tuples or 0
+
+    async def _rows(self) -> list[Row]:
+        return self._session.rows(await self._answer())
+
+    async def _answer(self) -> PGresult:
+        if self._statement.answer is None:
+            try:
+                await self._session.fly()
+            except FlightFailed as failed:
+                raise failed.error from None
+        assert self._statement.answer is not None, "the transaction of this statement was rolled back"
+        return self._statement.answer
+
+
 class Transaction:
     """What a transaction's work gets to talk to the database."""
 
@@ -65,20 +99,18 @@ class Transaction:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def later(self, sql: str, params: Params | None = None) -> None:
-        """A statement whose answer nobody needs: it leaves with the next one that is waited for, or with COMMIT. Should
-        it fail, that one raises its error."""
-        self._session.queue(sql, params)
+    def later(self, sql: str, params: Params | None = None) -> Sent:
+        """A statement whose answer nobody needs yet: it leaves, in its turn, with the next one that is waited for, or
+        with COMMIT. Should it fail, that one raises its error."""
+        return Sent(self._session, self._session.queue(sql, params))
 
     async def execute(self, sql: str, params: Params | None = None) -> int:
         """Carry a statement out; returns how many rows it touched."""
-        self._session.queue(sql, params)
-        return (await _fly(self._session)).command_tuples or 0
+        return await self.later(sql, params).count()
 
     async def fetch(self, sql: str, params: Params | None = None) -> list[Row]:
         """Carry a statement out; returns its rows."""
-        self._session.queue(sql, params)
-        return self._session.rows(await _fly(self._session))
+        return await self.later(sql, params)
 
 
 class Database:
@@ -156,7 +188,7 @@ class Database:
                 "no database connection was free in time",
                 retry_after_ms=UNAVAILABLE_RETRY_AFTER_MS,
             ) from error
-        commit: asyncio.Task[object] | None = None
+        commit: asyncio.Task[None] | None = None
         try:
             session.begin_flights()
             yield session
@@ -179,7 +211,7 @@ class Database:
             await session.close()
         await self._pool.putconn(session)
 
-    async def _outlive(self, session: Session, commit: asyncio.Task[object]) -> None:
+    async def _outlive(self, session: Session, commit: asyncio.Task[None]) -> None:
         """Let a commit that hangs come to its own end, then give its connection back."""
         await asyncio.wait((commit,))
         log.warning("a commit that nobody waited for any more has ended")
@@ -193,26 +225,20 @@ class _CommitHangs(Exception):
     """The server has not confirmed a COMMIT in time. It is left alone: to cancel one that waits for a standby would
     make it visible without making it safe."""
 
-    def __init__(self, commit: asyncio.Task[object]) -> None:
+    def __init__(self, commit: asyncio.Task[None]) -> None:
         super().__init__("COMMIT hangs")
         self.commit = commit
 
 
-async def _fly(session: Session) -> PGresult:
-    try:
-        return await session.fly()
-    except FlightFailed as failed:
-        raise failed.error from None
-
-
 async def _commit(session: Session, seconds: float) -> None:
     """Send COMMIT, and with it what the work has left for later. Raises FlightFailed with `last` for COMMIT itself."""
-    session.queue("COMMIT")
-    commit: asyncio.Task[PGresult] = asyncio.create_task(session.fly())
+    statement = session.queue("COMMIT")
+    commit = asyncio.create_task(session.fly())
     done, _ = await asyncio.wait((commit,), timeout=seconds)
     if not done:
         raise _CommitHangs(commit)
-    if commit.result().command_status != b"COMMIT":
+    commit.result()
+    if statement.answer is None or statement.answer.command_status != b"COMMIT":
         # The work went on after one of its statements had failed, and the server rolled back without an error.
         raise pg.InFailedSqlTransaction("a statement of this transaction failed, so nothing was committed")
 

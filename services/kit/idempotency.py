@@ -10,6 +10,10 @@ transaction that does the work, and completed by writing the stored answer as th
   its outcome): the repeat is told IN_PROGRESS.
 * The same key with another fingerprint is refused and changes nothing.
 
+Nearly every set has new keys only. So the work is begun on that assumption, and its first statements travel with the
+claim. When the claim's answer says otherwise the transaction is rolled back, whatever has come of it, and the set is
+worked on again in two steps: the claim first, then what was new.
+
 The undo barrier is the same row. An undo first claims *the key of the call that it undoes*. If that succeeds, the call
 has not arrived: the row is completed with the refusal UNDONE_BEFORE_ARRIVAL, and should the call arrive late, it
 replays that refusal. If it fails, the call was there first and its `resource_id` says what is to be undone. No path
@@ -21,13 +25,13 @@ that goes well pays anything for this.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeAlias
 
 import psycopg
 
-from services.kit.db import Database, Transaction
+from services.kit.db import Database, Sent, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import InProgress, PaymeshError, Refused, key_reused, undone_before_arrival
 from services.kit.rpc.failures import as_error
@@ -76,6 +80,10 @@ _Row = tuple[bytes, str, bytes | None]
 """(fingerprint, resource id, stored answer) of a claimed key."""
 
 
+class _Standing(Exception):
+    """Keys that were taken for new had been claimed before; nothing of this transaction may stay."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claims(Generic[R, M]):
     """A set after its keys were claimed."""
@@ -93,44 +101,67 @@ def identity(command: Command[R]) -> Identity:
     return (command.merchant_id, command.caller, command.key)
 
 
-async def claim(tx: Transaction, method: str, commands: Sequence[Command[R]], pack: Pack[M]) -> Claims[R, M]:
-    """Claim the keys of a set. `pack` reads stored answers."""
+@dataclass(frozen=True, slots=True)
+class _Claiming(Generic[R]):
+    """A claim that is on its way."""
+
+    first: dict[Identity, Command[R]]
+    """The commands, of those with one key the first, in the order of the set."""
+    sent: Sent
+
+    async def all_new(self) -> bool:
+        """Whether no key had been claimed before."""
+        return await self.sent.count() == len(self.first)
+
+
+def _send_claim(tx: Transaction, method: str, commands: Sequence[Command[R]]) -> _Claiming[R]:
     first: dict[Identity, Command[R]] = {}
-    mates = [
-        place
-        for place, command in enumerate(commands)
-        if first.setdefault(identity(command), command) is not command
-    ]
+    for command in commands:
+        first.setdefault(identity(command), command)
     # Sorted, so that two sets that share keys wait for each other in one direction only.
-    ordered = sorted(first.values(), key=identity)
+    ordered = sorted(first.items())
     params = {
         "method": method,
-        "merchants": [c.merchant_id for c in ordered],
-        "callers": [c.caller for c in ordered],
-        "keys": [c.key for c in ordered],
-        "fingerprints": [c.fingerprint for c in ordered],
-        "resources": [c.resource_id for c in ordered],
+        "merchants": [i[0] for i, _ in ordered],
+        "callers": [i[1] for i, _ in ordered],
+        "keys": [i[2] for i, _ in ordered],
+        "fingerprints": [c.fingerprint for _, c in ordered],
+        "resources": [c.resource_id for _, c in ordered],
     }
-    count = await tx.execute(_CLAIM, params)
-    fresh = first
-    settled: dict[int, Outcome[M]] = {}
-    if count < len(ordered):
-        rows: dict[Identity, _Row] = {row[:3]: row[3:] for row in await tx.fetch(_FIND, params)}
-        fresh = {i: c for i, c in first.items() if i in rows and rows[i][1] == c.resource_id}
-        recalled = await _recall(tx, [(i, row) for i, row in rows.items() if i not in fresh], pack)
-        # Whatever the others in the set ask for under such a key: the stored row was there before them.
-        for place, command in enumerate(commands):
-            if (key := identity(command)) not in fresh:
-                settled[place] = _standing(command, rows.get(key), recalled.get(key), pack)
+    return _Claiming(first, tx.later(_CLAIM, params))
+
+
+async def claim(tx: Transaction, method: str, commands: Sequence[Command[R]], pack: Pack[M]) -> Claims[R, M]:
+    """Claim the keys of a set. `pack` reads stored answers."""
+    claiming = _send_claim(tx, method, commands)
+    if await claiming.all_new():
+        return _claims(commands, claiming.first, {})
+    asked = _columns(method, list(claiming.first))
+    rows: dict[Identity, _Row] = {row[:3]: row[3:] for row in await tx.fetch(_FIND, asked)}
+    fresh = {i: c for i, c in claiming.first.items() if i in rows and rows[i][1] == c.resource_id}
+    recalled = await _recall(tx, [(i, row) for i, row in rows.items() if i not in fresh], pack)
+    # Whatever the others in the set ask for under such a key: the stored row was there before them.
+    settled = {
+        place: _standing(command, rows.get(key), recalled.get(key), pack)
+        for place, command in enumerate(commands)
+        if (key := identity(command)) not in fresh
+    }
+    return _claims(commands, fresh, settled)
+
+
+def _claims(
+    commands: Sequence[Command[R]], fresh: Mapping[Identity, Command[R]], settled: dict[int, Outcome[M]]
+) -> Claims[R, M]:
+    """Add to `settled` what becomes of commands that repeat a fresh one of their own set."""
     twins: dict[int, Identity] = {}
-    for place in mates:
-        command = commands[place]
-        if place in settled:
-            continue
-        if fresh[identity(command)].fingerprint == command.fingerprint:
-            twins[place] = identity(command)
-        else:
-            settled[place] = Failed(key_reused(command.key))
+    if len(fresh) + len(settled) < len(commands):
+        for place, command in enumerate(commands):
+            if place in settled or fresh[identity(command)] is command:
+                continue
+            if fresh[identity(command)].fingerprint == command.fingerprint:
+                twins[place] = identity(command)
+            else:
+                settled[place] = Failed(key_reused(command.key))
     return Claims(list(fresh.values()), settled, twins)
 
 
@@ -224,6 +255,59 @@ Beginning: TypeAlias = Callable[
 """Carries out fresh commands; None for one whose outcome comes in a later transaction."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Set(Generic[R, M]):
+    """A set of commands and how they are carried out, as transactions."""
+
+    method: str
+    commands: Sequence[Command[R]]
+    work: Beginning[R, M]
+    pack: Pack[M]
+
+    async def at_once(self, tx: Transaction) -> list[Outcome[M] | None]:
+        """Work as if all keys were new. Raises _Standing when they turn out not to be."""
+        claiming = _send_claim(tx, self.method, self.commands)
+        try:
+            results = await self._carry_out(tx, _claims(self.commands, claiming.first, {}))
+        except Exception as error:
+            known = claiming.sent.answered
+            if (
+                await claiming.all_new()
+                if known
+                else isinstance(error, psycopg.OperationalError | PaymeshError)
+            ):
+                raise
+            # What failed may have failed because it had been done before.
+            raise _Standing from error
+        if not await claiming.all_new():
+            raise _Standing
+        return results
+
+    async def in_two_steps(self, tx: Transaction) -> list[Outcome[M] | None]:
+        """Claim, and then work on what is new."""
+        return await self._carry_out(tx, await claim(tx, self.method, self.commands, self.pack))
+
+    async def _carry_out(self, tx: Transaction, claims: Claims[R, M]) -> list[Outcome[M] | None]:
+        worked: dict[Identity, Outcome[M] | None] = {}
+        if claims.fresh:
+            outcomes = await self.work(tx, claims.fresh)
+            worked = {identity(c): outcome for c, outcome in zip(claims.fresh, outcomes, strict=True)}
+            ended = [(i, outcome) for i, outcome in worked.items() if outcome is not None]
+            remember(tx, self.method, [(i, o) for i, o in ended if lasting(o)], self.pack)
+            _free(tx, self.method, [i for i, o in ended if not lasting(o)])
+        if not claims.settled and not claims.twins:
+            return list(worked.values())
+        results: list[Outcome[M] | None] = []
+        for place, command in enumerate(self.commands):
+            if place in claims.settled:
+                results.append(claims.settled[place])
+            elif place in claims.twins:
+                results.append(as_replay(worked[claims.twins[place]]))
+            else:
+                results.append(worked[identity(command)])
+        return results
+
+
 async def run_set(
     database: Database,
     method: str,
@@ -253,26 +337,12 @@ async def begin_set(
     fails.
     """
 
-    async def transaction(tx: Transaction) -> list[Outcome[M] | None]:
-        claims = await claim(tx, method, commands, pack)
-        worked: dict[Identity, Outcome[M] | None] = {}
-        if claims.fresh:
-            outcomes = await work(tx, claims.fresh)
-            worked = {identity(c): outcome for c, outcome in zip(claims.fresh, outcomes, strict=True)}
-            remember(tx, method, [(i, o) for i, o in worked.items() if o is not None and lasting(o)], pack)
-            _free(tx, method, [i for i, o in worked.items() if o is not None and not lasting(o)])
-        results: list[Outcome[M] | None] = []
-        for place, command in enumerate(commands):
-            if place in claims.settled:
-                results.append(claims.settled[place])
-            elif place in claims.twins:
-                results.append(as_replay(worked[claims.twins[place]]))
-            else:
-                results.append(worked[identity(command)])
-        return results
-
+    one = _Set(method, commands, work, pack)
     try:
-        return await database.transact(transaction, deadline)
+        try:
+            return await database.transact(one.at_once, deadline)
+        except _Standing:
+            return await database.transact(one.in_two_steps, deadline)
     except (PaymeshError, psycopg.OperationalError):
         raise
     except Exception:

@@ -7,7 +7,8 @@ pipeline mode. Its own cursors cost three times the processor time for each stat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 from psycopg import errors as pg
@@ -23,12 +24,16 @@ from services.kit.statements import Params, Row, encode, translate
 _GOOD = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
 
 
-class _Queued(NamedTuple):
+@dataclass(slots=True)
+class Statement:
+    """One that is queued, or has been answered."""
+
     sql: str
     """As it was written; its translation is prepared once per connection under this text."""
     values: list[bytes | None]
     formats: list[int]
     prepare: bool
+    answer: PGresult | None = None
 
 
 class FlightFailed(Exception):
@@ -46,7 +51,7 @@ class Session(psycopg.AsyncConnection[TupleRow]):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._queued: list[_Queued] = []
+        self._queued: list[Statement] = []
         self._named: dict[str, bytes] = {}
         self._named_count = 0
         self._reader = Transformer(self)
@@ -66,7 +71,7 @@ class Session(psycopg.AsyncConnection[TupleRow]):
         """Whether the server is in no transaction, as of its last answer."""
         return self.pgconn.transaction_status == TransactionStatus.IDLE
 
-    def queue(self, sql: str, params: Params | None = None, *, prepare: bool = True) -> None:
+    def queue(self, sql: str, params: Params | None = None, *, prepare: bool = True) -> Statement:
         """Let a statement leave with the next flight. `prepare` is for texts that are constants of the program."""
         values: list[bytes | None] = []
         formats: list[int] = []
@@ -75,45 +80,50 @@ class Session(psycopg.AsyncConnection[TupleRow]):
                 value, form = encode(params[name])
                 values.append(value)
                 formats.append(form)
-        self._queued.append(_Queued(sql, values, formats, prepare))
+        statement = Statement(sql, values, formats, prepare)
+        self._queued.append(statement)
+        return statement
 
     def forget(self) -> None:
         """Let nothing that is queued leave."""
         self._queued.clear()
 
-    async def fly(self) -> PGresult:
-        """Send what is queued, wait for the answers, and return the last one. Raises FlightFailed, or psycopg's
-        OperationalError when the connection is lost."""
+    async def fly(self) -> None:
+        """Send what is queued and wait for the answers. Raises FlightFailed, or psycopg's OperationalError when the
+        connection is lost."""
         flight, self._queued = self._queued, []
         fresh: dict[str, bytes] = {}
         for statement in flight:
             self._send(statement, fresh)
         self.pgconn.pipeline_sync()
-        results = await self.wait(_answers(self.pgconn))
-        for place, result in enumerate(results):
-            if result.status not in _GOOD:
-                error = pg.error_from_result(result)
-                raise FlightFailed(error, last=place == len(results) - 1)
+        answers = iter(await self.wait(_answers(self.pgconn)))
+        unprepared = set(fresh)
+        for statement in flight:
+            answer = next(answers)
+            if statement.sql in unprepared and answer.status in _GOOD:
+                unprepared.remove(statement.sql)
+                answer = next(answers)  # the one before was that of its preparation
+            if answer.status not in _GOOD:
+                raise FlightFailed(pg.error_from_result(answer), last=statement is flight[-1])
+            statement.answer = answer
         self._named |= fresh
-        return results[-1]
 
-    def rows(self, result: PGresult) -> list[Row]:
+    def rows(self, answer: PGresult) -> list[Row]:
         """The rows of an answer."""
-        self._reader.set_pgresult(result)
-        return self._reader.load_rows(0, result.ntuples, tuple)
+        self._reader.set_pgresult(answer)
+        return self._reader.load_rows(0, answer.ntuples, tuple)
 
-    def _send(self, statement: _Queued, fresh: dict[str, bytes]) -> None:
-        sql, values, formats, prepare = statement
-        text = translate(sql).text if prepare else sql.encode()
-        if not prepare:
-            self.pgconn.send_query_params(text, None, result_format=Format.BINARY)
+    def _send(self, statement: Statement, fresh: dict[str, bytes]) -> None:
+        sql = statement.sql
+        if not statement.prepare:
+            self.pgconn.send_query_params(sql.encode(), None, result_format=Format.BINARY)
             return
         name = self._named.get(sql) or fresh.get(sql)
         if name is None:
             self._named_count += 1
             name = fresh[sql] = b"s%d" % self._named_count
-            self.pgconn.send_prepare(name, text)
-        self.pgconn.send_query_prepared(name, values, formats, Format.BINARY)
+            self.pgconn.send_prepare(name, translate(sql).text)
+        self.pgconn.send_query_prepared(name, statement.values, statement.formats, Format.BINARY)
 
 
 def _answers(pgconn: PGconn) -> PQGen[Sequence[PGresult]]:

@@ -304,8 +304,8 @@ async def test_a_key_freed_under_our_eyes_is_not_worked_on_unclaimed(database: D
         def __init__(self, tx: Transaction) -> None:
             self._tx = tx
 
-        async def execute(self, sql: str, params: Any) -> int:
-            return await self._tx.execute(sql, params)
+        def later(self, sql: str, params: Any) -> Any:
+            return self._tx.later(sql, params)
 
         async def fetch(self, sql: str, params: Any) -> Any:
             assert "JOIN idempotency" in sql

@@ -36,9 +36,12 @@ class Kitchen:
             self._cook,
             lambda error: f"failed: {error}",
             Limits(**limits),  # type: ignore[arg-type]
-            lambda outcome: self.goes_on.get(outcome),
+            self._rest,
         )
         self.goes_on: dict[str, asyncio.Future[Any]] = {}
+
+    def _rest(self, outcome: str) -> asyncio.Future[Any] | None:
+        return self.goes_on.get(outcome)
 
     async def _cook(self, commands: Sequence[str], deadline: Deadline) -> Sequence[str]:
         self.sets.append(list(commands))

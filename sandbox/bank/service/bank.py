@@ -23,7 +23,7 @@ from sandbox.bank.runner import Latecomers
 from sandbox.bank.service import messages
 from services.kit.checks import Checks, check_key
 from services.kit.clock import now
-from services.kit.db import Database, Transaction
+from services.kit.db import Database, Sent, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import Invalid, PaymeshError, Refused
 from services.kit.rpc.failures import to_failure
@@ -150,7 +150,8 @@ class BankService(bank_pb2_grpc.BankServiceServicer):
     async def _carry_out_authorize(
         self, commands: Sequence[Command[AuthorizeWish]], deadline: Deadline
     ) -> list[Outcome[pb.AuthorizeResponse]]:
-        """One statement when all keys are new: the row of an authorization is also the record of its key."""
+        """One statement when all keys are new: the row of an authorization is also the record of its key. It travels
+        with BEGIN and COMMIT; only rows that are never changed are read afterwards."""
         at = now()
         made: dict[Identity, Operation] = {}
         for c in commands:
@@ -158,12 +159,12 @@ class BankService(bank_pb2_grpc.BankServiceServicer):
             if identity not in made:
                 made[identity] = domain.authorize(c.request, c.resource_id, c.key, c.fingerprint, at)
 
-        async def work(tx: Transaction) -> dict[Identity, Operation]:
-            if await store.insert_operations(tx, list(made.values())) == len(made):
-                return made
-            return await store.find_operations(tx, made)
+        async def write(tx: Transaction) -> Sent:
+            return store.insert_operations(tx, list(made.values()))
 
-        standing = await self._database.transact(work, deadline)
+        written = await self._database.transact(write, deadline)
+        all_new = await written.count() == len(made)
+        standing = made if all_new else await store.find_operations(self._database, made)
         return [messages.authorize_outcome(c, standing[(c.merchant_id, c.key)]) for c in commands]
 
     async def _carry_out_void(
@@ -203,7 +204,7 @@ class BankService(bank_pb2_grpc.BankServiceServicer):
         async def work(tx: Transaction) -> Authorization:
             at = now()
             never = domain.cancelled(merchant_id, key, at)
-            if await store.insert_operations(tx, [never]):
+            if await store.insert_operations(tx, [never]).count():
                 return domain.authorization(never)
             made = (await store.find_operations(tx, [(merchant_id, key)]))[(merchant_id, key)]
             if made.kind is Kind.VOID:

@@ -20,7 +20,7 @@ from services.fraud.store import EntryKey
 from services.fraud.windows import Sighting, Windows
 from services.kit.checks import Checks, page_size
 from services.kit.clock import now
-from services.kit.db import Database, Transaction
+from services.kit.db import Database, Sent, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import NotFound, key_reused
 from services.kit.idempotency import Identity, identity, run_set
@@ -130,12 +130,14 @@ class FraudService(fraud_pb2_grpc.FraudServiceServicer):
             for i, c in enumerate(distinct)
         ]
 
-        async def work(tx: Transaction) -> dict[Identity, tuple[bytes, Assessment]]:
-            if await store.insert_assessments(tx, distinct, assessments) == len(distinct):
-                return {}
-            return await store.find_assessments_by_key(tx, owners)
+        async def write(tx: Transaction) -> Sent:
+            return store.insert_assessments(tx, distinct, assessments)
 
-        standing = await self._database.transact(work, deadline)
+        # One flight, with BEGIN and COMMIT. Assessments are never changed, so those of other calls may be read later.
+        written = await self._database.transact(write, deadline)
+        standing: dict[Identity, tuple[bytes, Assessment]] = {}
+        if await written.count() < len(distinct):
+            standing = await store.find_assessments_by_key(self._database, owners)
         if standing and counted is not None:
             again = [
                 (sighting, found)
