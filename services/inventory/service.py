@@ -18,6 +18,7 @@ from services.kit.idempotency import Identity, bar, run_set
 from services.kit.outbox import Announcement, announce
 from services.kit.rpc.method import SetMethod
 from services.kit.rpc.stored import Pack
+from services.kit.rpc.values import write_timestamp
 from services.kit.sets import Answer, Command, Failed, Outcome
 from services.kit.telemetry import traceparent_of
 
@@ -321,11 +322,13 @@ def _reservation(reservation: Reservation) -> pb.Reservation:
         merchant_id=reservation.merchant_id,
         reservation_id=reservation.reservation_id,
         order_id=reservation.order_id,
-        lines=[pb.StockLine(sku=sku, quantity=quantity) for sku, quantity in reservation.lines.items()],
         state=_STATES[reservation.state],
     )
+    lines = message.lines
+    for sku, quantity in reservation.lines.items():
+        lines.add(sku=sku, quantity=quantity)
     if reservation.created_at_ms:
-        message.created_at.FromMilliseconds(reservation.created_at_ms)
+        write_timestamp(message.created_at, reservation.created_at_ms)
     return message
 
 

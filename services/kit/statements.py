@@ -18,7 +18,7 @@ Params = Mapping[str, Any]
 Row = tuple[Any, ...]
 
 _NAME = re.compile(r"%\((\w+)\)s|%%")
-_BYTEA_OID = 17
+_BYTEA_OID, _TEXT_OID = 17, 25
 _ARRAY_HEADER = Struct(">iiiii")
 """Dimensions, whether there are nulls, type of the elements, their number, index of the first."""
 _LENGTH = Struct(">i")
@@ -76,9 +76,9 @@ def _array(values: Sequence[Any]) -> tuple[bytes, int]:
     if nulls:
         kind = next((type(value) for value in values if value is not None), str)
     if issubclass(kind, bytes):
-        return _bytes_array(values, nulls), BINARY
+        return _binary_array(_BYTEA_OID, values), BINARY
     if issubclass(kind, str) and not nulls:
-        return _text_array(values), TEXT
+        return _text_array(values)
     text_of = _text_of(kind)
     if issubclass(kind, int | float) and not nulls:
         return f"{{{','.join(map(text_of, values))}}}".encode(), TEXT
@@ -86,16 +86,17 @@ def _array(values: Sequence[Any]) -> tuple[bytes, int]:
     return _without_nul(f"{{{','.join(quoted)}}}").encode(), TEXT
 
 
-def _text_array(values: Sequence[str]) -> bytes:
-    inner = '","'.join(values)
+def _text_array(values: Sequence[str]) -> tuple[bytes, int]:
+    inner = _without_nul('","'.join(values))
     if "\\" in inner or inner.count('"') != 2 * (len(values) - 1):
-        inner = '","'.join(map(_escaped, values))
-    return _without_nul(f'{{"{inner}"}}').encode()
+        # JSON, mostly: long, and full of quotes that would have to be escaped here and parsed there.
+        return _binary_array(_TEXT_OID, [value.encode() for value in values]), BINARY
+    return f'{{"{inner}"}}'.encode(), TEXT
 
 
-def _bytes_array(values: Sequence[bytes | None], nulls: bool) -> bytes:
+def _binary_array(oid: int, values: Sequence[bytes | None]) -> bytes:
     length = _LENGTH.pack
-    parts = [_ARRAY_HEADER.pack(1, nulls, _BYTEA_OID, len(values), 1)]
+    parts = [_ARRAY_HEADER.pack(1, None in values, oid, len(values), 1)]
     for value in values:
         if value is None:
             parts.append(length(-1))

@@ -14,12 +14,12 @@ from opentelemetry.trace import Span
 
 from paymesh.bank.v1 import bank_pb2, bank_pb2_grpc
 from paymesh.fraud.v1 import fraud_pb2, fraud_pb2_grpc
-from paymesh.money.v1 import money_pb2
 from paymesh.result.v1 import failure_pb2
 from services.kit.deadline import Deadline
 from services.kit.errors import Kind, NotFound, PaymeshError, Refused
 from services.kit.rpc.client import call
 from services.kit.rpc.failures import from_failure
+from services.kit.rpc.values import write_money
 from services.kit.telemetry import traceparent_of
 from services.payment.domain import (
     Absent,
@@ -54,7 +54,9 @@ class FraudClient:
 
     async def assess(self, asked: Sequence[Asked], deadline: Deadline) -> list[Verdict | PaymeshError]:
         """A verdict each; asking again about a payment returns the first verdict."""
-        request = fraud_pb2.BatchAssessPaymentsRequest(items=[_assessment(a) for a in asked])
+        request = fraud_pb2.BatchAssessPaymentsRequest()
+        for one in asked:
+            _write_assessment(request.items.add(), one)
         try:
             response = await call(
                 self._stub.BatchAssessPayments,
@@ -67,25 +69,21 @@ class FraudClient:
         return [_verdict(result) for result in response.results]
 
 
-def _assessment(asked: Asked) -> fraud_pb2.AssessPaymentItem:
+def _write_assessment(item: fraud_pb2.AssessPaymentItem, asked: Asked) -> None:
     wish = asked.wish
-    return fraud_pb2.AssessPaymentItem(
-        idempotency_key=f"{asked.payment.payment_id}/assess",
-        traceparent=traceparent_of(asked.span),
-        request=fraud_pb2.AssessPaymentRequest(
-            merchant_id=wish.merchant_id,
-            payment_id=asked.payment.payment_id,
-            subject=fraud_pb2.Subject(
-                amount=money_pb2.Money(amount_minor=wish.amount.amount_minor, currency=wish.amount.currency),
-                card_token=wish.card_token,
-                card_bin=wish.card_bin,
-                customer_id=wish.customer_id,
-                email=wish.email,
-                ip_address=wish.ip_address,
-                billing_country=wish.billing_country,
-            ),
-        ),
-    )
+    item.idempotency_key = f"{asked.payment.payment_id}/assess"
+    item.traceparent = traceparent_of(asked.span)
+    request = item.request
+    request.merchant_id = wish.merchant_id
+    request.payment_id = asked.payment.payment_id
+    subject = request.subject
+    write_money(subject.amount, wish.amount)
+    subject.card_token = wish.card_token
+    subject.card_bin = wish.card_bin
+    subject.customer_id = wish.customer_id
+    subject.email = wish.email
+    subject.ip_address = wish.ip_address
+    subject.billing_country = wish.billing_country
 
 
 def _verdict(result: fraud_pb2.AssessPaymentResult) -> Verdict | PaymeshError:
@@ -109,7 +107,9 @@ class Processor:
 
     async def authorize(self, asked: Sequence[Asked], deadline: Deadline) -> list[Authorization]:
         """Hold the amounts."""
-        request = bank_pb2.BatchAuthorizeRequest(items=[_authorization(a) for a in asked])
+        request = bank_pb2.BatchAuthorizeRequest()
+        for one in asked:
+            _write_authorization(request.items.add(), one)
         try:
             response = await call(
                 self._stub.BatchAuthorize,
@@ -179,18 +179,14 @@ def _authorize_key(payment: Payment) -> str:
     return f"{payment.payment_id}/authorize"
 
 
-def _authorization(asked: Asked) -> bank_pb2.AuthorizeItem:
-    amount = asked.wish.amount
-    return bank_pb2.AuthorizeItem(
-        idempotency_key=_authorize_key(asked.payment),
-        traceparent=traceparent_of(asked.span),
-        request=bank_pb2.AuthorizeRequest(
-            merchant_id=asked.payment.merchant_id,
-            amount=money_pb2.Money(amount_minor=amount.amount_minor, currency=amount.currency),
-            card_token=asked.wish.card_token,
-            reference=asked.payment.payment_id,
-        ),
-    )
+def _write_authorization(item: bank_pb2.AuthorizeItem, asked: Asked) -> None:
+    item.idempotency_key = _authorize_key(asked.payment)
+    item.traceparent = traceparent_of(asked.span)
+    request = item.request
+    request.merchant_id = asked.payment.merchant_id
+    write_money(request.amount, asked.wish.amount)
+    request.card_token = asked.wish.card_token
+    request.reference = asked.payment.payment_id
 
 
 def _void(payment: Payment, span: Span | None) -> bank_pb2.VoidItem:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, NamedTuple
 
 from services.kit.errors import InProgress, NotFound, PaymeshError, Refused
@@ -221,43 +222,46 @@ def wish_of(merchant_id: str, initiated: Mapping[str, Any]) -> Authorize:
 
 def apply(payment: Payment, event: Event) -> Payment:
     """The payment after one more event. Raises AssertionError for an event that cannot follow."""
-    after = payment._replace(version=payment.version + 1, unknown_outcome=UnknownOutcome.NONE)
     data = event.data
+    after = partial(payment._replace, version=payment.version + 1, unknown_outcome=UnknownOutcome.NONE)
     match (payment.state, event.type):
         case (State.AUTHORIZING, EventType.AUTHORIZED):
-            return after._replace(
+            return after(
                 state=State.AUTHORIZED,
                 auth_code=data["auth_code"],
                 processor_reference=data["processor_reference"],
                 fraud_score_milli=data["fraud_score_milli"],
             )
         case (State.AUTHORIZING, EventType.DECLINED):
-            return after._replace(
+            return after(
                 state=State.DECLINED,
                 decline_reason=data["reason"],
                 processor_reference=data["processor_reference"],
                 fraud_score_milli=data["fraud_score_milli"],
             )
         case (State.AUTHORIZING, EventType.REJECTED):
-            return after._replace(
+            return after(
                 state=State.REJECTED,
                 decline_reason=data["reason"],
                 fraud_score_milli=data["fraud_score_milli"],
             )
         case (State.AUTHORIZING, EventType.FAILED):
-            return after._replace(state=State.FAILED, decline_reason=data["reason"])
+            return after(state=State.FAILED, decline_reason=data["reason"])
         case (State.AUTHORIZING, EventType.OUTCOME_UNKNOWN):
-            return after._replace(unknown_outcome=UnknownOutcome.AUTHORIZATION)
+            return after(unknown_outcome=UnknownOutcome.AUTHORIZATION)
         case (State.AUTHORIZED, EventType.VOID_REQUESTED):
-            return after._replace(state=State.VOIDING)
+            return after(state=State.VOIDING)
         case (State.VOIDING, EventType.OUTCOME_UNKNOWN):
-            return after._replace(unknown_outcome=UnknownOutcome.VOID)
+            return after(unknown_outcome=UnknownOutcome.VOID)
         case (State.VOIDING, EventType.VOIDED):
-            return after._replace(state=State.VOIDED)
+            return after(state=State.VOIDED)
         case (State.VOIDING, EventType.VOID_REFUSED):
-            return after._replace(state=State.AUTHORIZED)
+            return after(state=State.AUTHORIZED)
         case (State.FAILED, EventType.LATE_APPROVAL):
-            return after._replace(state=State.VOIDING, processor_reference=data["processor_reference"])
+            return after(
+                state=State.VOIDING,
+                processor_reference=data["processor_reference"],
+            )
     raise AssertionError(f"{event.type} cannot happen to a payment that is {payment.state}")
 
 

@@ -16,6 +16,7 @@ from services.kit.idempotency import bar, run_set
 from services.kit.outbox import Announcement, announce
 from services.kit.rpc.method import SetMethod
 from services.kit.rpc.stored import Pack
+from services.kit.rpc.values import write_timestamp
 from services.kit.sets import Answer, Command, Failed, Outcome
 from services.kit.telemetry import traceparent_of
 from services.shipping import domain, store
@@ -217,13 +218,13 @@ def _shipment(shipment: Shipment) -> pb.Shipment:
         tracking_number=shipment.tracking_number,
     )
     if shipment.shipment_id:
-        message.created_at.FromMilliseconds(shipment.created_at_ms)
-        address = shipment.address
-        message.address.name = address.name
-        message.address.street_lines.extend(address.street_lines)
-        message.address.city = address.city
-        message.address.postal_code = address.postal_code
-        message.address.country = address.country
+        write_timestamp(message.created_at, shipment.created_at_ms)
+        to, address = message.address, shipment.address
+        to.name = address.name
+        to.street_lines.extend(address.street_lines)
+        to.city = address.city
+        to.postal_code = address.postal_code
+        to.country = address.country
     return message
 
 

@@ -10,6 +10,9 @@ import pytest
 
 from services.kit.statements import BINARY, TEXT, encode, translate
 
+QUOTED = bytes.fromhex("00000001 00000000 00000019 00000002 00000001") + b'\0\0\0\x02a"' + b"\0\0\0\x01\\"
+"""One dimension, no nulls, type text, two elements, counted from 1: a binary array."""
+
 
 class Colour(StrEnum):
     RED = "RED"
@@ -44,7 +47,8 @@ def test_a_doubled_percent_sign_is_one() -> None:
         ([None, 2], (b'{NULL,"2"}', TEXT)),
         ([None, None], (b"{NULL,NULL}", TEXT)),
         (["NULL", None], (b'{"NULL",NULL}', TEXT)),
-        (['a"b', "c\\d"], (b'{"a\\"b","c\\\\d"}', TEXT)),
+        (['a"', "\\"], (QUOTED, BINARY)),
+        (['a"', None], (b'{"a\\"",NULL}', TEXT)),
     ],
 )
 def test_values_are_encoded(value: object, encoded: tuple[bytes | None, int]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from paymesh.money.v1 import money_pb2
 from paymesh.payment.v1 import payment_pb2 as pb
 from services.kit.checks import KEY_LENGTH_MAX, Checks
 from services.kit.money import Money
+from services.kit.rpc.values import write_money, write_timestamp
 from services.payment.domain import Authorize, ByKey, Payment, State, UnknownOutcome, Void
 from services.payment.store import Record
 
@@ -77,13 +77,10 @@ def void_wish(request: pb.VoidPaymentRequest) -> Void:
 
 def message_of(payment: Payment) -> pb.Payment:
     """The payment on the wire."""
-    held = payment.held
     message = pb.Payment(
         merchant_id=payment.merchant_id,
         payment_id=payment.payment_id,
         order_id=payment.order_id,
-        amount=money_pb2.Money(amount_minor=payment.amount.amount_minor, currency=payment.amount.currency),
-        held=money_pb2.Money(amount_minor=held.amount_minor, currency=held.currency),
         state=STATES[payment.state],
         unknown_outcome=UNKNOWN_OUTCOMES[payment.unknown_outcome],
         auth_code=payment.auth_code,
@@ -92,13 +89,15 @@ def message_of(payment: Payment) -> pb.Payment:
         fraud_score_milli=payment.fraud_score_milli,
         version=payment.version,
     )
+    write_money(message.amount, payment.amount)
+    write_money(message.held, payment.held)
     if payment.created_at_ms:
-        message.created_at.FromMilliseconds(payment.created_at_ms)
+        write_timestamp(message.created_at, payment.created_at_ms)
     return message
 
 
 def event_of(record: Record) -> pb.PaymentEvent:
     """A stored event on the wire."""
     event = pb.PaymentEvent(version=record.version, type=record.event.type, data_json=record.data_json())
-    event.recorded_at.FromMilliseconds(record.recorded_at_ms)
+    write_timestamp(event.recorded_at, record.recorded_at_ms)
     return event

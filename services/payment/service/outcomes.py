@@ -62,12 +62,12 @@ class Operation(Generic[M]):
     respond: Callable[[pb.Payment], M]
     answer: Callable[[Payment], Payment | PaymeshError]
 
-    def outcome(self, payment: Payment) -> Outcome[M]:
-        """What the caller is told about `payment`."""
+    def outcome(self, payment: Payment, message: pb.Payment | None) -> Outcome[M]:
+        """What the caller is told about `payment`; `message` is that payment, if it was built already."""
         answer = self.answer(payment)
-        return (
-            Failed(answer) if isinstance(answer, PaymeshError) else Answer(self.respond(message_of(answer)))
-        )
+        if isinstance(answer, PaymeshError):
+            return Failed(answer)
+        return Answer(self.respond(message or message_of(answer)))
 
 
 async def _recall(
@@ -154,16 +154,20 @@ async def _record(database: Database, operation: Operation[M], told: Sequence[To
         outcomes: list[Outcome[M]] = []
         for one in told:
             before = after = payments[one.key]
+            message: pb.Payment | None = None
             event = one.decide(before)
             if event is not None:
                 after = payments[one.key] = domain.apply(before, event)
                 changes.append((before, after))
                 records.append(store.Record(*after.key, after.version, event))
                 if (kind := _ANNOUNCED.get(event.type)) is not None:
-                    message = kind(payment=message_of(after))
-                    announcements.append(Announcement(*after.key, message, traceparent_of(one.span)))
+                    message = message_of(after)
+                    announced = Announcement(*after.key, kind(payment=message), traceparent_of(one.span))
+                    announcements.append(announced)
             waited = before.state is operation.waits_in and domain.same_intent(one.payment, before)
-            outcomes.append(operation.outcome(after) if waited else Failed(domain.settled_elsewhere(after)))
+            outcomes.append(
+                operation.outcome(after, message) if waited else Failed(domain.settled_elsewhere(after))
+            )
         if changes:
             store.save_payments(tx, [after for _, after in changes])
             store.insert_events(tx, records)
