@@ -67,24 +67,24 @@ class Checks:
         """Two capital letters."""
         if not value and optional:
             return
-        if not (len(value) == 2 and value.isascii() and value.isalpha() and value.isupper()):
+        if not is_country(value):
             self.fail(field, f"{value[:QUOTED_LENGTH_MAX]!r} is not an ISO 3166-1 alpha-2 code such as 'GB'")
 
     def ip_address(self, field: str, value: str) -> None:
         """An IPv4 or IPv6 address, or empty."""
-        if value and not _is_ip_address(value):
+        if value and not is_ip_address(value):
             self.fail(field, f"{value[:QUOTED_LENGTH_MAX]!r} is not an IPv4 or IPv6 address")
 
     def email(self, field: str, value: str) -> None:
         """An email address of at most 200 characters, or empty. Only the @ is looked for: the rest is the mail server's
         business."""
         self.text(field, value, max_length=EMAIL_LENGTH_MAX, optional=True)
-        if value and not 0 < value.find("@") < len(value) - 1:
+        if value and not is_email(value):
             self.fail(field, "is not an email address such as 'ann@example.com'")
 
     def card_bin(self, field: str, value: str) -> None:
         """The first six to eight digits of a card, or empty."""
-        if value and not (6 <= len(value) <= 8 and value.isascii() and value.isdigit()):
+        if value and not is_card_bin(value):
             self.fail(field, "must be the first six to eight digits of the card, or empty")
 
     def done(self) -> None:
@@ -95,7 +95,23 @@ class Checks:
             raise Invalid(self.violations)
 
 
-def _is_ip_address(value: str) -> bool:
+def is_country(value: str) -> bool:
+    """Whether it has the form of a country code: two capital letters."""
+    return len(value) == 2 and value.isascii() and value.isalpha() and value.isupper()
+
+
+def is_email(value: str) -> bool:
+    """Whether there is an @ with something on either side; the length is another matter."""
+    return 0 < value.find("@") < len(value) - 1
+
+
+def is_card_bin(value: str) -> bool:
+    """Whether it can be the beginning of a card number: six to eight digits."""
+    return 6 <= len(value) <= 8 and value.isascii() and value.isdigit()
+
+
+def is_ip_address(value: str) -> bool:
+    """Whether it is an IPv4 or IPv6 address."""
     # The C library's reading: `ipaddress` builds an object, which costs ten times as much on every order.
     family = AF_INET6 if ":" in value else AF_INET
     try:
