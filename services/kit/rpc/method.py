@@ -119,9 +119,14 @@ class SetMethod(Generic[R, M]):
         except Overloaded as error:
             self._shed.inc(len(commands))
             return [Failed(error)] * len(commands)
-        waiting = [outcome.outcome for outcome in accepted if isinstance(outcome, Pending)]
-        if waiting:
-            await asyncio.wait(waiting, timeout=deadline.remaining())
+        for outcome in accepted:
+            # One after the other: what was accepted together mostly ends together, and is done when the first is. To
+            # wait for all of them at once costs a callback each.
+            if isinstance(outcome, Pending) and not outcome.outcome.done():
+                remaining = deadline.remaining()
+                if not remaining:
+                    break
+                await asyncio.wait((outcome.outcome,), timeout=remaining)
         return [_settled(outcome) for outcome in accepted]
 
     async def _observed(
@@ -155,9 +160,12 @@ def _rest(outcome: Answer[M] | Failed | Pending[M]) -> asyncio.Future[Any] | Non
 def _settled(outcome: Answer[M] | Failed | Pending[M] | None) -> Outcome[M]:
     facts: Mapping[str, str] = {}
     if isinstance(outcome, Pending):
-        facts, replayed = outcome.facts, outcome.replayed
-        outcome = outcome.outcome.result() if outcome.outcome.done() else None
-        outcome = as_replay(outcome) if replayed else outcome
+        pending = outcome
+        outcome = pending.outcome.result() if pending.outcome.done() else None
+        if pending.replayed:
+            outcome = as_replay(outcome)
+        if outcome is None:
+            facts = pending.facts
     if outcome is None:
         return Failed(
             InProgress(
