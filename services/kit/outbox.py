@@ -17,12 +17,20 @@ SELECT * FROM unnest(%(merchants)s::text[], %(aggregates)s::text[], %(types)s::t
 """
 
 
+class Packed(NamedTuple):
+    """An event whose bytes were there already."""
+
+    type: str
+    """Full name of the message."""
+    payload: bytes
+
+
 class Announcement(NamedTuple):
     """One event for other services. Its type on the wire is the full name of the message."""
 
     merchant_id: str
     aggregate_id: str
-    event: Message
+    event: Message | Packed
     traceparent: str = ""
 
 
@@ -30,13 +38,20 @@ def announce(tx: Transaction, announcements: Sequence[Announcement]) -> None:
     """Append to the outbox, in order."""
     if not announcements:
         return
+    events = [_packed(a.event) for a in announcements]
     tx.later(
         _APPEND,
         {
             "merchants": [a.merchant_id for a in announcements],
             "aggregates": [a.aggregate_id for a in announcements],
-            "types": [a.event.DESCRIPTOR.full_name for a in announcements],
-            "payloads": [a.event.SerializeToString() for a in announcements],
+            "types": [event.type for event in events],
+            "payloads": [event.payload for event in events],
             "traceparents": [a.traceparent for a in announcements],
         },
+    )
+
+
+def _packed(event: Message | Packed) -> Packed:
+    return (
+        event if isinstance(event, Packed) else Packed(event.DESCRIPTOR.full_name, event.SerializeToString())
     )

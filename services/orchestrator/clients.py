@@ -1,6 +1,6 @@
 """The participants of a saga: how each step is asked for, and what its answer means.
 
-A participant takes a set of due steps and answers each, in order. A failure of the whole call is every item's answer:
+A participant takes a wave of due steps and answers each, in order. A failure of the whole call is every item's answer:
 the keys make it safe to ask again.
 """
 
@@ -28,23 +28,27 @@ LINES_PER_CALL_MAX = 20_000
 of one huge set are not locked for seconds."""
 
 
-class Due(NamedTuple):
-    """A step of a saga that is due."""
+class Wave(NamedTuple):
+    """Sagas that are due for the same step, column by column: an object per saga would cost more than the step."""
 
-    saga: Saga
-    order: pb.PlaceOrderRequest
     step: str
-    span: Span | None
+    sagas: Sequence[Saga]
+    orders: Sequence[pb.PlaceOrderRequest]
+    """What each saga was begun with."""
+    spans: Sequence[Span | None]
+    """Of this attempt of each; None where it is not traced."""
 
-    @property
-    def do_key(self) -> str:
-        """Idempotency key of the do."""
-        return f"{self.saga.saga_id}/{self.step}"
+    def do_keys(self) -> list[str]:
+        """Idempotency keys of the dos."""
+        return [f"{saga.saga_id}/{self.step}" for saga in self.sagas]
 
-    @property
-    def undo_key(self) -> str:
-        """Idempotency key of the undo."""
-        return f"{self.saga.saga_id}/{self.step}/undo"
+    def undo_keys(self) -> list[str]:
+        """Idempotency keys of the undos."""
+        return [f"{saga.saga_id}/{self.step}/undo" for saga in self.sagas]
+
+    def part(self, start: int, end: int) -> Wave:
+        """Some of them."""
+        return Wave(self.step, self.sagas[start:end], self.orders[start:end], self.spans[start:end])
 
 
 class Result(NamedTuple):
@@ -60,10 +64,10 @@ class Result(NamedTuple):
 class Participant(Protocol):
     """Takes one kind of step, both ways."""
 
-    async def do(self, due: Sequence[Due], deadline: Deadline) -> list[Result]:
-        """Take the step for a set of sagas."""
+    async def do(self, wave: Wave, deadline: Deadline) -> list[Result]:
+        """Take the step for a wave of sagas."""
 
-    async def undo(self, due: Sequence[Due], deadline: Deadline) -> list[Result]:
+    async def undo(self, wave: Wave, deadline: Deadline) -> list[Result]:
         """Undo it, whether or not the do has arrived."""
 
 
@@ -73,29 +77,30 @@ class Inventory:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = inventory_pb2_grpc.InventoryServiceStub(channel)
 
-    async def do(self, due: Sequence[Due], deadline: Deadline) -> list[Result]:
+    async def do(self, wave: Wave, deadline: Deadline) -> list[Result]:
         results: list[Result] = []
-        for part in _by_weight(due, LINES_PER_CALL_MAX):
+        for part in _by_weight(wave, LINES_PER_CALL_MAX):
             results += await self._reserve(part, deadline)
         return results
 
-    async def _reserve(self, due: Sequence[Due], deadline: Deadline) -> list[Result]:
-        request = inventory_pb2.BatchReserveStockRequest()
-        for one in due:
-            item = request.items.add(idempotency_key=one.do_key, traceparent=traceparent_of(one.span))
-            item.request.merchant_id = one.saga.merchant_id
-            item.request.order_id = one.saga.order_id
-            for line in one.order.lines:
-                item.request.lines.add(sku=line.sku, quantity=line.quantity)
-        return await _ask(self._stub.BatchReserveStock, request, due, deadline, _reserved)
+    async def _reserve(self, wave: Wave, deadline: Deadline) -> list[Result]:
+        batch = inventory_pb2.BatchReserveStockRequest()
+        for item, saga, order in _items(batch, wave, wave.do_keys()):
+            request = item.request
+            request.merchant_id = saga.merchant_id
+            request.order_id = saga.order_id
+            for line in order.lines:
+                request.lines.add(sku=line.sku, quantity=line.quantity)
+        return await _ask(self._stub.BatchReserveStock, batch, wave, deadline, _reserved)
 
-    async def undo(self, due: Sequence[Due], deadline: Deadline) -> list[Result]:
-        request = inventory_pb2.BatchReleaseStockRequest()
-        for one in due:
-            item = request.items.add(idempotency_key=one.undo_key, traceparent=traceparent_of(one.span))
-            item.request.merchant_id = one.saga.merchant_id
-            item.request.reserve_key = one.do_key
-        return await _ask(self._stub.BatchReleaseStock, request, due, deadline, _undone)
+    async def undo(self, wave: Wave, deadline: Deadline) -> list[Result]:
+        batch = inventory_pb2.BatchReleaseStockRequest()
+        for (item, saga, _), do_key in zip(
+            _items(batch, wave, wave.undo_keys()), wave.do_keys(), strict=True
+        ):
+            item.request.merchant_id = saga.merchant_id
+            item.request.reserve_key = do_key
+        return await _ask(self._stub.BatchReleaseStock, batch, wave, deadline, _undone)
 
 
 class Payment:
@@ -104,25 +109,26 @@ class Payment:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = payment_pb2_grpc.PaymentServiceStub(channel)
 
-    async def do(self, due: Sequence[Due], deadline: Deadline) -> list[Result]:
-        request = payment_pb2.BatchAuthorizePaymentsRequest()
-        for one in due:
-            item = request.items.add(idempotency_key=one.do_key, traceparent=traceparent_of(one.span))
-            item.request.merchant_id = one.saga.merchant_id
-            item.request.order_id = one.saga.order_id
-            item.request.amount.CopyFrom(one.order.amount)
-            item.request.card.CopyFrom(one.order.card)
-            item.request.customer.CopyFrom(one.order.customer)
-        return await _ask(self._stub.BatchAuthorizePayments, request, due, deadline, _authorized)
+    async def do(self, wave: Wave, deadline: Deadline) -> list[Result]:
+        batch = payment_pb2.BatchAuthorizePaymentsRequest()
+        for item, saga, order in _items(batch, wave, wave.do_keys()):
+            request = item.request
+            request.merchant_id = saga.merchant_id
+            request.order_id = saga.order_id
+            request.amount.CopyFrom(order.amount)
+            request.card.CopyFrom(order.card)
+            request.customer.CopyFrom(order.customer)
+        return await _ask(self._stub.BatchAuthorizePayments, batch, wave, deadline, _authorized)
 
-    async def undo(self, due: Sequence[Due], deadline: Deadline) -> list[Result]:
-        request = payment_pb2.BatchVoidPaymentsRequest()
-        for one in due:
-            item = request.items.add(idempotency_key=one.undo_key, traceparent=traceparent_of(one.span))
-            item.request.merchant_id = one.saga.merchant_id
-            item.request.authorize_key = one.do_key
-            item.request.note = one.saga.reason.code[:200] if one.saga.reason else ""
-        return await _ask(self._stub.BatchVoidPayments, request, due, deadline, _undone)
+    async def undo(self, wave: Wave, deadline: Deadline) -> list[Result]:
+        batch = payment_pb2.BatchVoidPaymentsRequest()
+        for (item, saga, _), do_key in zip(
+            _items(batch, wave, wave.undo_keys()), wave.do_keys(), strict=True
+        ):
+            item.request.merchant_id = saga.merchant_id
+            item.request.authorize_key = do_key
+            item.request.note = saga.reason.code[:200] if saga.reason else ""
+        return await _ask(self._stub.BatchVoidPayments, batch, wave, deadline, _undone)
 
 
 class Shipping:
@@ -131,47 +137,56 @@ class Shipping:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = shipping_pb2_grpc.ShippingServiceStub(channel)
 
-    async def do(self, due: Sequence[Due], deadline: Deadline) -> list[Result]:
-        request = shipping_pb2.BatchCreateShipmentsRequest()
-        for one in due:
-            item = request.items.add(idempotency_key=one.do_key, traceparent=traceparent_of(one.span))
-            item.request.merchant_id = one.saga.merchant_id
-            item.request.order_id = one.saga.order_id
-            item.request.address.CopyFrom(one.order.shipping_address)
-        return await _ask(self._stub.BatchCreateShipments, request, due, deadline, _booked)
+    async def do(self, wave: Wave, deadline: Deadline) -> list[Result]:
+        batch = shipping_pb2.BatchCreateShipmentsRequest()
+        for item, saga, order in _items(batch, wave, wave.do_keys()):
+            request = item.request
+            request.merchant_id = saga.merchant_id
+            request.order_id = saga.order_id
+            request.address.CopyFrom(order.shipping_address)
+        return await _ask(self._stub.BatchCreateShipments, batch, wave, deadline, _booked)
 
-    async def undo(self, due: Sequence[Due], deadline: Deadline) -> list[Result]:
-        request = shipping_pb2.BatchCancelShipmentsRequest()
-        for one in due:
-            item = request.items.add(idempotency_key=one.undo_key, traceparent=traceparent_of(one.span))
-            item.request.merchant_id = one.saga.merchant_id
-            item.request.create_key = one.do_key
-        return await _ask(self._stub.BatchCancelShipments, request, due, deadline, _undone)
-
-
-def _by_weight(due: Sequence[Due], lines_max: int) -> Iterator[list[Due]]:
-    """The set in parts of at most so many order lines; a single order may have more."""
-    part: list[Due] = []
-    lines = 0
-    for one in due:
-        if part and lines + len(one.order.lines) > lines_max:
-            yield part
-            part, lines = [], 0
-        part.append(one)
-        lines += len(one.order.lines)
-    if part:
-        yield part
+    async def undo(self, wave: Wave, deadline: Deadline) -> list[Result]:
+        batch = shipping_pb2.BatchCancelShipmentsRequest()
+        for (item, saga, _), do_key in zip(
+            _items(batch, wave, wave.undo_keys()), wave.do_keys(), strict=True
+        ):
+            item.request.merchant_id = saga.merchant_id
+            item.request.create_key = do_key
+        return await _ask(self._stub.BatchCancelShipments, batch, wave, deadline, _undone)
 
 
-async def _ask(method: Any, request: Any, due: Sequence[Due], deadline: Deadline, read: Any) -> list[Result]:
+def _items(batch: Any, wave: Wave, keys: Sequence[str]) -> Iterator[tuple[Any, Saga, pb.PlaceOrderRequest]]:
+    """A new item of `batch` for each saga, with its key and its trace."""
+    add = batch.items.add
+    for saga, order, span, key in zip(wave.sagas, wave.orders, wave.spans, keys, strict=True):
+        item = add()
+        item.idempotency_key = key
+        if span is not None:
+            item.traceparent = traceparent_of(span)
+        yield item, saga, order
+
+
+def _by_weight(wave: Wave, lines_max: int) -> Iterator[Wave]:
+    """The wave in parts of at most so many order lines; a single order may have more."""
+    start = lines = 0
+    for place, order in enumerate(wave.orders):
+        weight = len(order.lines)
+        if place > start and lines + weight > lines_max:
+            yield wave.part(start, place)
+            start, lines = place, 0
+        lines += weight
+    if start < len(wave.orders):
+        yield wave.part(start, len(wave.orders)) if start else wave
+
+
+async def _ask(method: Any, batch: Any, wave: Wave, deadline: Deadline, read: Any) -> list[Result]:
     try:
-        response = await call(method, request, deadline, spans=[one.span for one in due])
+        response = await call(method, batch, deadline, spans=wave.spans)
     except PaymeshError as error:
-        return [_failed(error)] * len(due)
+        return [_failed(error)] * len(wave.sagas)
     return [
-        read(result.response)
-        if result.WhichOneof("outcome") == "response"
-        else _failed(from_failure(result.failure))
+        read(result.response) if result.HasField("response") else _failed(from_failure(result.failure))
         for result in response.results
     ]
 
@@ -189,25 +204,24 @@ def _failed(error: PaymeshError) -> Result:
 
 
 def _reserved(response: inventory_pb2.ReserveStockResponse) -> Result:
-    return Result(Outcome.DONE, facts={"reservation_id": response.reservation.reservation_id})
+    return Result(Outcome.DONE, "", "", {"reservation_id": response.reservation.reservation_id})
 
 
 def _authorized(response: payment_pb2.AuthorizePaymentResponse) -> Result:
     payment = response.payment
-    facts = {"payment_id": payment.payment_id}
     if payment.state == payment_pb2.PAYMENT_STATE_AUTHORIZED:
-        return Result(Outcome.DONE, facts={**facts, "auth_code": payment.auth_code})
+        facts = {"payment_id": payment.payment_id, "auth_code": payment.auth_code}
+        return Result(Outcome.DONE, "", "", facts)
     state = payment_pb2.PaymentState.Name(payment.state).removeprefix("PAYMENT_STATE_").lower()
     reason = payment.decline_reason or state.upper()
+    facts = {"payment_id": payment.payment_id}
     return Result(Outcome.REFUSED, reason, f"the payment was {state}: {reason}", facts)
 
 
 def _booked(response: shipping_pb2.CreateShipmentResponse) -> Result:
     shipment = response.shipment
-    return Result(
-        Outcome.DONE,
-        facts={"shipment_id": shipment.shipment_id, "tracking_number": shipment.tracking_number},
-    )
+    facts = {"shipment_id": shipment.shipment_id, "tracking_number": shipment.tracking_number}
+    return Result(Outcome.DONE, "", "", facts)
 
 
 def _undone(_: Any) -> Result:

@@ -44,10 +44,10 @@ class Lane(Generic[T]):
         self._linger: asyncio.TimerHandle | None = None
         self._woken = False
 
-    def put(self, item: T) -> None:
-        """The item is due now. It is taken at the end of this turn of the event loop, together with what else becomes
-        due in it: a wave moves on as a wave."""
-        self._due.append(item)
+    def put(self, *items: T) -> None:
+        """The items are due now. They are taken at the end of this turn of the event loop, together with what else
+        becomes due in it: a wave moves on as a wave."""
+        self._due.extend(items)
         if not self._woken:
             self._woken = True
             asyncio.get_running_loop().call_soon(self._wake)

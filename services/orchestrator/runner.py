@@ -6,9 +6,9 @@ owner begins again from the row, and every repeated call is recognized by its ke
 What is durable, and when: the start before the first call (`service`), the decision to turn back before the first undo,
 and the end before the caller is answered. Results of steps ride on the next of these writes.
 
-The domain decides, the lanes do. `_advance` asks the domain what to do with one saga until it says wait; each answer
-puts the saga into a lane. Sagas due for the same step go out as one batch call, so a refused order costs its neighbours
-nothing: it merely continues in another lane.
+The domain decides, the lanes do. `_advance` asks the domain what sagas that stand at one position do now, and puts them
+into lanes. Sagas due for the same step go out as one batch call, so a refused order costs its neighbours nothing: it
+merely continues in another lane.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic
 
-from google.protobuf.message import Message
 from opentelemetry.trace import Span
 from prometheus_client import Counter
 
@@ -29,11 +28,24 @@ from services.kit.clock import now_ms
 from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import InProgress
-from services.kit.outbox import Announcement, announce
+from services.kit.outbox import Announcement, Packed, announce
 from services.kit.sets import Answer, Failed, M
 from services.orchestrator import domain, store
-from services.orchestrator.clients import Due, Participant, Result
-from services.orchestrator.domain import Attempt, Call, Direction, Outcome, Saga, SagaKey, State, Turn, Wait
+from services.orchestrator.clients import Participant, Result, Wave
+from services.orchestrator.domain import (
+    Attempt,
+    Call,
+    Direction,
+    Finish,
+    Outcome,
+    Park,
+    Position,
+    Saga,
+    SagaKey,
+    State,
+    Turn,
+    Wait,
+)
 from services.orchestrator.lane import Lane
 
 log = logging.getLogger(__name__)
@@ -49,7 +61,7 @@ class Contract(Generic[M]):
     """The request as it is stored with the saga."""
     answer: Callable[[Saga, Any], Answer[M]]
     """What the caller is told at the end; takes the request."""
-    event: Callable[[Saga, M], Message]
+    event: Callable[[Saga, M], Packed]
     """What is announced at the end."""
 
 
@@ -68,7 +80,7 @@ class Running:
     are told."""
     abandoned: bool = False
     """Another orchestrator owns it now."""
-    watchers: list[asyncio.Future[None]] = field(default_factory=list)
+    watchers: tuple[asyncio.Future[None], ...] = ()
 
     @property
     def durable(self) -> Saga:
@@ -94,7 +106,7 @@ class Engine:
         self._starting: set[SagaKey] = set()
         self._saves: Lane[Running] = Lane("save", self._save)
         self._lanes = {
-            (step.name, direction): self._lane(step.name, direction, step.seconds)
+            Call(step.name, direction): self._lane(step.name, direction, step.seconds)
             for step in domain.PLACE.steps
             for direction in Direction
         }
@@ -125,17 +137,18 @@ class Engine:
         finally:
             self._starting.difference_update(keys)
 
-    def drive(self, running: Running) -> None:
-        """Begin, or go on, with a saga that is durable and ours. No saga is driven twice: one that is driven already
+    def drive(self, *runnings: Running) -> None:
+        """Begin, or go on, with sagas that are durable and ours. No saga is driven twice: one that is driven already
         stays with the driver of the newer epoch."""
-        driven = self._active.get(running.saga.key)
-        if driven is not None and driven.epoch >= running.epoch:
-            self._abandon(running)
-            return
-        if driven is not None:
-            self._abandon(driven)
-        self._active[running.saga.key] = running
-        self._advance(running)
+        for running in runnings:
+            driven = self._active.get(running.saga.key)
+            if driven is not None and driven.epoch >= running.epoch:
+                self._abandon(running)
+                continue
+            if driven is not None:
+                self._abandon(driven)
+            self._active[running.saga.key] = running
+        self._advance(runnings)
 
     def abandon_all(self) -> None:
         """Forget every saga: the lease has run out and others may own them. Callers are told to ask again."""
@@ -145,30 +158,41 @@ class Engine:
     async def changed(self, running: Running, seconds: float) -> None:
         """Wait until something has happened to the saga, at most so long."""
         watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        running.watchers.append(watcher)
+        running.watchers = (*running.watchers, watcher)
         try:
             await asyncio.wait((watcher,), timeout=seconds)
         finally:
-            if watcher in running.watchers:
-                running.watchers.remove(watcher)
+            running.watchers = tuple(other for other in running.watchers if other is not watcher)
 
-    def _advance(self, running: Running) -> None:
-        while not (running.undecided or running.abandoned):
+    def _advance(self, runnings: Iterable[Running]) -> None:
+        """Do what is to be done now, with all sagas that stand at the same position at once."""
+        standing: dict[tuple[str, Position], list[Running]] = {}
+        for running in runnings:
+            if not (running.undecided or running.abandoned):
+                saga = running.saga
+                standing.setdefault((saga.kind, saga.position), []).append(running)
+        for group in standing.values():
+            calls, position, then = domain.onward(group[0].saga)
+            if calls:
+                for running in group:
+                    running.saga = domain.at(running.saga, position)
+                for call in calls:
+                    self._lanes[call].put(*group)
+            if not isinstance(then, Wait):
+                self._decide(group, then)
+
+    def _decide(self, group: Sequence[Running], decision: Turn | Finish | Park) -> None:
+        """Turned back, or ended: nothing new is begun until that is durable."""
+        now = now_ms()
+        for running in group:
             before = running.saga
-            decision = domain.next_step(before)
-            match decision:
-                case Call(step, direction):
-                    running.saga = domain.calling(running.saga, decision)
-                    self._lanes[step, direction].put(running)
-                    continue
-                case Wait():
-                    return
-                case Turn():
-                    running.saga = domain.turned(running.saga, decision)
-                case _:
-                    running.saga = domain.ended(running.saga, decision, now_ms())
+            running.saga = (
+                domain.turned(before, decision)
+                if isinstance(decision, Turn)
+                else domain.ended(before, decision, now)
+            )
             running.undecided = before
-            self._saves.put(running)
+        self._saves.put(*group)
 
     def _lane(self, step: str, direction: Direction, seconds: float) -> Lane[Running]:
         async def work(taken: list[Running]) -> None:
@@ -176,26 +200,37 @@ class Engine:
 
         return Lane(f"{step}/{direction}", work)
 
-    async def _take(self, step: str, direction: Direction, wave: Sequence[Running], seconds: float) -> None:
+    async def _take(
+        self, step: str, direction: Direction, runnings: Sequence[Running], seconds: float
+    ) -> None:
         """One wave: one batch call for all sagas due for this step."""
-        if not wave:
+        if not runnings:
             return
         started_at_ms = now_ms()
-        due = [Due(r.saga, r.request, step, _step_span(r, step, direction)) for r in wave]
+        sagas = [running.saga for running in runnings]
+        spans = [_step_span(running, step, direction) if running.span else None for running in runnings]
+        wave = Wave(step, sagas, [running.request for running in runnings], spans)
         participant = self._participants[step]
         ask = participant.do if direction is Direction.DO else participant.undo
-        results = await ask(due, Deadline.after(seconds))
+        results = await ask(wave, Deadline.after(seconds))
+        if len(results) != len(runnings):
+            raise AssertionError(f"{step}: {len(runnings)} sagas, {len(results)} answers")
         ended_at_ms = now_ms()
-        for running, one, result in zip(wave, due, results, strict=True):
-            failed = result.outcome is not Outcome.DONE
-            telemetry.end(one.span, result.reason or result.outcome, failed=failed)
+        moved: list[Running] = []
+        for running, span, result in zip(runnings, spans, results, strict=True):
+            if span is not None:
+                telemetry.end(
+                    span, result.reason or result.outcome, failed=result.outcome is not Outcome.DONE
+                )
             attempt = _attempt(running.saga, step, direction, result, started_at_ms, ended_at_ms)
             running.saga, wait_ms = domain.attempted(running.saga, attempt)
             if wait_ms is None:
-                self._advance(running)
+                moved.append(running)
             else:
-                lane = self._lanes[step, direction]
+                lane = self._lanes[Call(step, direction)]
                 asyncio.get_running_loop().call_later(wait_ms / 1000, lane.put, running)
+        self._advance(moved)
+        for running in runnings:
             _notify(running)
 
     async def _save(self, taken: list[Running]) -> None:
@@ -209,37 +244,35 @@ class Engine:
                 r.saga.saga_id: self._contract.answer(r.saga, r.request) for r in group if r.saga.state.ended
             }
             owned = await self._write(group, epoch, ends)
+            turned: list[Running] = []
             for running in group:
-                if running.saga.saga_id not in owned:
-                    log.warning("saga %s has another owner now", running.saga.saga_id)
+                saga_id = running.saga.saga_id
+                if saga_id not in owned:
+                    log.warning("saga %s has another owner now", saga_id)
                     self._abandon(running)
-                elif running.saga.state.ended:
-                    self._finish(running, ends[running.saga.saga_id])
+                elif saga_id in ends:
+                    self._finish(running, ends[saga_id])
                 else:
                     running.undecided = None
-                    self._advance(running)
+                    turned.append(running)
+            self._advance(turned)
 
     async def _write(self, group: Sequence[Running], epoch: int, ends: Mapping[str, Answer[Any]]) -> set[str]:
         """One transaction; returns the ids of the sagas that are still ours."""
-        contract = self._contract
+        announcements = {
+            r.saga.saga_id: Announcement(
+                r.saga.merchant_id,
+                r.saga.order_id,
+                self._contract.event(r.saga, ends[r.saga.saga_id].message),
+                telemetry.traceparent_of(r.span) if r.span else "",
+            )
+            for r in group
+            if r.saga.saga_id in ends
+        }
 
         async def work(tx: Transaction) -> set[str]:
             owned = await store.save_sagas(tx, [r.saga for r in group], epoch)
-            ended = [
-                (r, ends[r.saga.saga_id]) for r in group if r.saga.saga_id in owned and r.saga.saga_id in ends
-            ]
-            announce(
-                tx,
-                [
-                    Announcement(
-                        r.saga.merchant_id,
-                        r.saga.order_id,
-                        contract.event(r.saga, answer.message),
-                        telemetry.traceparent_of(r.span),
-                    )
-                    for r, answer in ended
-                ],
-            )
+            announce(tx, [a for saga_id, a in announcements.items() if saga_id in owned])
             return owned
 
         return await self._database.transact(work)
@@ -309,7 +342,7 @@ def _attempt(
 
 
 def _notify(running: Running) -> None:
-    watchers, running.watchers = running.watchers, []
+    watchers, running.watchers = running.watchers, ()
     for watcher in watchers:
         if not watcher.done():
             watcher.set_result(None)

@@ -7,8 +7,7 @@ were taken over writes nothing, however late it wakes up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -18,6 +17,7 @@ from services.orchestrator.domain import (
     Attempt,
     Direction,
     Outcome,
+    Position,
     Progress,
     Reason,
     Saga,
@@ -31,8 +31,7 @@ _COLUMNS = """merchant_id, saga_id, order_id, kind, state, steps::text, history:
     traceparent, owner_epoch"""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredSaga:
+class StoredSaga(NamedTuple):
     """A saga with what it was begun with, by whom, and under which idempotency key."""
 
     saga: Saga
@@ -222,7 +221,10 @@ async def list_owned(database: Database, epoch: int, older_than_seconds: float) 
 
 def _dump_steps(saga: Saga) -> str:
     return orjson.dumps(
-        {name: [p.state.value, p.attempts, p.facts] for name, p in saga.steps.items()}
+        {
+            name: [progress.state, progress.attempts, saga.facts.get(name) or {}]
+            for name, progress in saga.position.steps
+        }
     ).decode()
 
 
@@ -230,17 +232,17 @@ def _dump_history(saga: Saga) -> str:
     return orjson.dumps(
         [
             {
-                "step": a.step,
-                "direction": a.direction.value,
-                "attempt": a.number,
-                "outcome": a.outcome.value,
-                "reason": a.reason,
-                "message": a.message,
-                "facts": a.facts,
-                "started_at_ms": a.started_at_ms,
-                "ended_at_ms": a.ended_at_ms,
+                "step": step,
+                "direction": direction,
+                "attempt": number,
+                "outcome": outcome,
+                "reason": reason,
+                "message": message,
+                "facts": facts,
+                "started_at_ms": started_at_ms,
+                "ended_at_ms": ended_at_ms,
             }
-            for a in saga.history
+            for step, direction, number, outcome, reason, message, facts, started_at_ms, ended_at_ms, _ in saga.history
         ]
     ).decode()
 
@@ -253,19 +255,20 @@ def _dump_reason(saga: Saga) -> str | None:
 
 
 def _stored(row: Row) -> StoredSaga:
+    steps = _load(row[5])
     saga = Saga(
         merchant_id=row[0],
         saga_id=row[1],
         order_id=row[2],
         kind=row[3],
-        state=State(row[4]),
-        steps={
-            n: Progress(StepState(state), attempts, facts)
-            for n, (state, attempts, facts) in _load(row[5]).items()
-        },
-        history=tuple(_attempt(a) for a in _load(row[6])),
-        reason=Reason(**_load(row[7])) if row[7] else None,
+        position=Position(
+            State(row[4]),
+            tuple((n, Progress(StepState(state), attempts)) for n, (state, attempts, _) in steps.items()),
+        ),
         created_at_ms=row[8],
+        facts={n: facts for n, (_, _, facts) in steps.items() if facts},
+        reason=Reason(**_load(row[7])) if row[7] else None,
+        history=tuple(_attempt(a) for a in _load(row[6])),
         ended_at_ms=row[9] or 0,
     )
     return StoredSaga(saga, row[10], row[11], row[12], row[13], row[14])

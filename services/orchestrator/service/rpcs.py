@@ -14,7 +14,7 @@ from services.kit.coalescer import Limits
 from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import InProgress, NotFound, Overloaded, Refused
-from services.kit.idempotency import Identity, begin_set, identity
+from services.kit.idempotency import begin_set, identity
 from services.kit.rpc.method import SetMethod
 from services.kit.sets import Answer, Command, Failed, Pending
 from services.orchestrator import domain, store
@@ -71,20 +71,20 @@ class OrchestratorService:
             )
             return [Failed(error)] * len(commands)
         epoch = self._ownership.epoch
-        begun: dict[Identity, Running] = {}
+        begun: dict[str, Running] = {}
 
         async def begin(
             tx: Transaction, fresh: list[Command[pb.PlaceOrderRequest]]
         ) -> list[Answer[pb.PlaceOrderResponse] | Failed | None]:
-            sagas = [_running(command, epoch) for command in fresh]
-            stored = [_stored(running, command) for running, command in zip(sagas, fresh, strict=True)]
-            accepted = await store.insert_sagas(tx, stored, [r.request.order_reference for r in sagas])
-            begun.update(
-                (identity(c), r) for c, r in zip(fresh, sagas, strict=True) if r.saga.saga_id in accepted
-            )
+            now, loop = now_ms(), asyncio.get_running_loop()
+            runnings = [_running(command, epoch, now, loop.create_future()) for command in fresh]
+            stored = [_stored(running, command) for running, command in zip(runnings, fresh, strict=True)]
+            references = [command.request.order_reference for command in fresh]
+            accepted = await store.insert_sagas(tx, stored, references)
+            begun.update((r.saga.saga_id, r) for r in runnings if r.saga.saga_id in accepted)
             return [
-                None if r.saga.saga_id in accepted else Failed(_reference_exists(r.request.order_reference))
-                for r in sagas
+                None if command.resource_id in accepted else Failed(_reference_exists(reference))
+                for command, reference in zip(fresh, references, strict=True)
             ]
 
         with self._engine.starting({(c.merchant_id, c.resource_id) for c in commands}):
@@ -95,25 +95,30 @@ class OrchestratorService:
         self,
         commands: Sequence[Command[pb.PlaceOrderRequest]],
         outcomes: Sequence[Answer[pb.PlaceOrderResponse] | Failed | None],
-        begun: Mapping[Identity, Running],
+        begun: Mapping[str, Running],
     ) -> list[OrderOutcome]:
-        """Drive what was begun, each once, and tell what to wait for."""
-        driven: set[Identity] = set()
+        """Drive what was begun, each once, and tell what to wait for. `begun` is by the saga's number."""
+        epoch = self._ownership.epoch
+        driven = [
+            running
+            for command, outcome in zip(commands, outcomes, strict=True)
+            if outcome is None
+            and (running := begun.get(command.resource_id)) is not None
+            and running.epoch == epoch
+        ]
+        self._engine.drive(*driven)
         results: list[OrderOutcome] = []
         for command, outcome in zip(commands, outcomes, strict=True):
             if outcome is not None:
                 results.append(self._joined(command, outcome))
                 continue
-            key = identity(command)
-            running = begun[key]
-            if running.epoch != self._ownership.epoch:
+            own = begun.get(command.resource_id)
+            running = own or _first_with_key(command, commands, begun)
+            if running.epoch == epoch:
+                results.append(_pending(running, replayed=own is None))
+            else:
                 # The lease ran out meanwhile: whoever has it now takes this saga over.
                 results.append(Failed(still_under_way(running.saga.order_id)))
-                continue
-            if key not in driven:
-                self._engine.drive(running)
-            results.append(_pending(running, replayed=key in driven))
-            driven.add(key)
         return results
 
     def _joined(
@@ -204,14 +209,33 @@ def _pending(running: Running, *, replayed: bool) -> Pending[pb.PlaceOrderRespon
     return Pending(running.ended, {"order_id": running.saga.order_id}, replayed)
 
 
-def _running(command: Command[pb.PlaceOrderRequest], epoch: int) -> Running:
+def _first_with_key(
+    command: Command[pb.PlaceOrderRequest],
+    commands: Sequence[Command[pb.PlaceOrderRequest]],
+    begun: Mapping[str, Running],
+) -> Running:
+    """The saga that was begun for the key of a command that was not the first of its set to have it."""
+    key = identity(command)
+    return next(
+        begun[other.resource_id]
+        for other in commands
+        if other.resource_id in begun and identity(other) == key
+    )
+
+
+def _running(
+    command: Command[pb.PlaceOrderRequest],
+    epoch: int,
+    now: int,
+    ended: asyncio.Future[Answer[pb.PlaceOrderResponse] | Failed],
+) -> Running:
     saga_id = command.resource_id
     order_id = domain.order_id_of(saga_id)
-    saga = domain.begin(domain.PLACE, command.merchant_id, saga_id, order_id, now_ms())
-    span = telemetry.start_child(
-        command.span, f"saga {saga.kind}", {"saga.id": saga_id, "saga.order_id": order_id}
-    )
-    ended = asyncio.get_running_loop().create_future()
+    saga = domain.begin(domain.PLACE, command.merchant_id, saga_id, order_id, now)
+    span = command.span
+    if span is not None:
+        attributes = {"saga.id": saga_id, "saga.order_id": order_id}
+        span = telemetry.start_child(span, f"saga {saga.kind}", attributes)
     return Running(saga, command.request, epoch, span, ended)
 
 
@@ -221,7 +245,7 @@ def _stored(running: Running, command: Command[pb.PlaceOrderRequest]) -> StoredS
         running.request.SerializeToString(),
         command.caller,
         command.key,
-        telemetry.traceparent_of(running.span),
+        telemetry.traceparent_of(running.span) if running.span else "",
         running.epoch,
     )
 
