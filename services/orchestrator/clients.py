@@ -89,8 +89,10 @@ class Inventory:
             request = item.request
             request.merchant_id = saga.merchant_id
             request.order_id = saga.order_id
-            for line in order.lines:
-                request.lines.add(sku=line.sku, quantity=line.quantity)
+            add = request.lines.add
+            for ordered in order.lines:
+                line = add()
+                line.sku, line.quantity = ordered.sku, ordered.quantity
         return await _ask(self._stub.BatchReserveStock, batch, wave, deadline, _reserved)
 
     async def undo(self, wave: Wave, deadline: Deadline) -> list[Result]:
@@ -157,7 +159,8 @@ class Shipping:
 
 
 def _items(batch: Any, wave: Wave, keys: Sequence[str]) -> Iterator[tuple[Any, Saga, pb.PlaceOrderRequest]]:
-    """A new item of `batch` for each saga, with its key and its trace."""
+    """A new item of `batch` for each saga, with its key and its trace. Filled field by field, here and by the callers:
+    the arguments of a message's constructor, or of `add`, take twice as long."""
     add = batch.items.add
     for saga, order, span, key in zip(wave.sagas, wave.orders, wave.spans, keys, strict=True):
         item = add()

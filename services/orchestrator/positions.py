@@ -21,7 +21,7 @@ from typing import NamedTuple
 from services.kit.backoff import Backoff
 
 POSITIONS_KEPT = 4_096
-"""Decisions that are remembered, of each sort: a few megabytes. A day on which everything is retried comes to some
+"""Decisions that are remembered, of each sort, the latest used: megabytes. A day on which everything is retried comes to
 hundreds of positions, an ordinary one to a dozen."""
 
 
@@ -40,7 +40,10 @@ class State(StrEnum):
     @property
     def ended(self) -> bool:
         """Whether nothing more happens by itself."""
-        return self in (State.COMPLETED, State.COMPENSATED, State.PARKED)
+        return self in _ENDED
+
+
+_ENDED = frozenset((State.COMPLETED, State.COMPENSATED, State.PARKED))
 
 
 class StepState(StrEnum):

@@ -14,6 +14,7 @@ merely continues in another lane.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from services.kit.errors import InProgress
 from services.kit.outbox import Announcement, Packed, announce
 from services.kit.sets import Answer, Failed, M
 from services.orchestrator import domain, store
-from services.orchestrator.clients import Participant, Result, Wave
+from services.orchestrator.clients import Participant, Wave
 from services.orchestrator.domain import (
     Attempt,
     Call,
@@ -217,13 +218,28 @@ class Engine:
             raise AssertionError(f"{step}: {len(runnings)} sagas, {len(results)} answers")
         ended_at_ms = now_ms()
         moved: list[Running] = []
+        position: Position | None = None
+        number = 0
         for running, span, result in zip(runnings, spans, results, strict=True):
+            saga = running.saga
+            if saga.position is not position:  # mostly they share one
+                position, number = saga.position, domain.attempt_number(saga, step)
+            outcome, reason, message, facts, retry_after_ms = result
             if span is not None:
-                telemetry.end(
-                    span, result.reason or result.outcome, failed=result.outcome is not Outcome.DONE
-                )
-            attempt = _attempt(running.saga, step, direction, result, started_at_ms, ended_at_ms)
-            running.saga, wait_ms = domain.attempted(running.saga, attempt)
+                telemetry.end(span, reason or outcome, failed=outcome is not Outcome.DONE)
+            attempt = Attempt(
+                step,
+                direction,
+                number,
+                outcome,
+                reason,
+                message,
+                facts,
+                started_at_ms,
+                ended_at_ms,
+                retry_after_ms,
+            )
+            running.saga, wait_ms = domain.attempted(saga, attempt)
             if wait_ms is None:
                 moved.append(running)
             else:
@@ -231,7 +247,8 @@ class Engine:
                 asyncio.get_running_loop().call_later(wait_ms / 1000, lane.put, running)
         self._advance(moved)
         for running in runnings:
-            _notify(running)
+            if running.watchers:
+                _notify(running)
 
     async def _save(self, taken: list[Running]) -> None:
         """Make decisions durable: turned back, or ended. The end is announced, and the caller told after that."""
@@ -244,6 +261,7 @@ class Engine:
                 r.saga.saga_id: self._contract.answer(r.saga, r.request) for r in group if r.saga.state.ended
             }
             owned = await self._write(group, epoch, ends)
+            ended: list[Running] = []
             turned: list[Running] = []
             for running in group:
                 saga_id = running.saga.saga_id
@@ -251,10 +269,11 @@ class Engine:
                     log.warning("saga %s has another owner now", saga_id)
                     self._abandon(running)
                 elif saga_id in ends:
-                    self._finish(running, ends[saga_id])
+                    ended.append(running)
                 else:
                     running.undecided = None
                     turned.append(running)
+            self._finish(ended, ends)
             self._advance(turned)
 
     async def _write(self, group: Sequence[Running], epoch: int, ends: Mapping[str, Answer[Any]]) -> set[str]:
@@ -277,16 +296,24 @@ class Engine:
 
         return await self._database.transact(work)
 
-    def _finish(self, running: Running, answer: Answer[Any]) -> None:
-        self._forget(running)
-        SAGAS.labels(running.saga.state.value).inc()
-        failed = running.saga.state is not State.COMPLETED
-        telemetry.end(running.span, running.saga.state, failed=failed)
-        if running.saga.state is State.PARKED:
-            log.error("saga %s is parked: %s", running.saga.saga_id, running.saga.reason)
-        if not running.ended.done():
-            running.ended.set_result(answer)
-        _notify(running)
+    def _finish(self, runnings: Sequence[Running], ends: Mapping[str, Answer[Any]]) -> None:
+        """Their ends are durable: tell whoever waits for them."""
+        counts: collections.Counter[State] = collections.Counter()
+        for running in runnings:
+            saga = running.saga
+            state = saga.state
+            counts[state] += 1
+            self._forget(running)
+            if running.span is not None:
+                telemetry.end(running.span, state, failed=state is not State.COMPLETED)
+            if state is State.PARKED:
+                log.error("saga %s is parked: %s", saga.saga_id, saga.reason)
+            if not running.ended.done():
+                running.ended.set_result(ends[saga.saga_id])
+            if running.watchers:
+                _notify(running)
+        for state, count in counts.items():
+            SAGAS.labels(state.value).inc(count)
 
     def _forget(self, running: Running) -> None:
         if self._active.get(running.saga.key) is running:
@@ -322,23 +349,6 @@ def _step_span(running: Running, step: str, direction: Direction) -> Span | None
     }
     name = f"{step}" if direction is Direction.DO else f"undo {step}"
     return telemetry.start_child(running.span, name, attributes)
-
-
-def _attempt(
-    saga: Saga, step: str, direction: Direction, result: Result, started_at_ms: int, ended_at_ms: int
-) -> Attempt:
-    return Attempt(
-        step=step,
-        direction=direction,
-        number=domain.attempt_number(saga, step),
-        outcome=result.outcome,
-        reason=result.reason,
-        message=result.message,
-        facts=result.facts,
-        started_at_ms=started_at_ms,
-        ended_at_ms=ended_at_ms,
-        retry_after_ms=result.retry_after_ms,
-    )
 
 
 def _notify(running: Running) -> None:

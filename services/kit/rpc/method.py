@@ -146,7 +146,8 @@ class SetMethod(Generic[R, M]):
             result = response.results.add()
             if isinstance(outcome, Answer):
                 result.response.CopyFrom(outcome.message)
-                result.replayed = outcome.replayed
+                if outcome.replayed:
+                    result.replayed = True
             elif isinstance(outcome, Failed):
                 result.failure.CopyFrom(to_failure(outcome.error))
                 result.replayed = outcome.replayed

@@ -33,22 +33,34 @@ _OUTCOMES = {
 
 def order_message(saga: Saga, request: pb.PlaceOrderRequest) -> pb.Order:
     """The order that `saga` places, as it stands; `request` is what it was begun with."""
-    facts = domain.facts(saga)
-    order = pb.Order(
-        merchant_id=saga.merchant_id,
-        order_id=saga.order_id,
-        saga_id=saga.saga_id,
-        order_reference=request.order_reference,
-        state=STATES[saga.state],
-        reason=_reason(saga.reason) if saga.reason else None,
-        amount=request.amount,
-        lines=request.lines,
-        reservation_id=facts.get("reservation_id", ""),
-        payment_id=facts.get("payment_id", ""),
-        shipment_id=facts.get("shipment_id", ""),
-    )
-    _times(order, saga)
+    order = pb.Order()
+    _fill(order, saga, request)
     return order
+
+
+def answer_message(saga: Saga, request: pb.PlaceOrderRequest) -> pb.PlaceOrderResponse:
+    """What the caller of PlaceOrder is told at the end."""
+    answer = pb.PlaceOrderResponse()
+    _fill(answer.order, saga, request)
+    return answer
+
+
+def _fill(order: pb.Order, saga: Saga, request: pb.PlaceOrderRequest) -> None:
+    # Field by field: a constructor takes twice as long, and this is done for every order.
+    facts = domain.facts(saga)
+    order.merchant_id = saga.merchant_id
+    order.order_id = saga.order_id
+    order.saga_id = saga.saga_id
+    order.order_reference = request.order_reference
+    order.state = STATES[saga.state]
+    if saga.reason is not None:
+        order.reason.CopyFrom(_reason(saga.reason))
+    order.amount.CopyFrom(request.amount)
+    order.lines.MergeFrom(request.lines)
+    order.reservation_id = facts.get("reservation_id", "")
+    order.payment_id = facts.get("payment_id", "")
+    order.shipment_id = facts.get("shipment_id", "")
+    _times(order, saga)
 
 
 def saga_message(saga: Saga, owner_epoch: int, *, history: bool = True) -> pb.Saga:
@@ -68,9 +80,15 @@ def saga_message(saga: Saga, owner_epoch: int, *, history: bool = True) -> pb.Sa
 
 
 def _times(message: Any, saga: Saga) -> None:
-    message.created_at.FromMilliseconds(saga.created_at_ms)
+    _set_ms(message.created_at, saga.created_at_ms)
     if saga.ended_at_ms:
-        message.ended_at.FromMilliseconds(saga.ended_at_ms)
+        _set_ms(message.ended_at, saga.ended_at_ms)
+
+
+def _set_ms(timestamp: Any, milliseconds: int) -> None:
+    """As FromMilliseconds does, in half the time."""
+    timestamp.seconds = milliseconds // 1_000
+    timestamp.nanos = milliseconds % 1_000 * 1_000_000
 
 
 def _reason(reason: Reason) -> pb.Reason:
@@ -107,9 +125,7 @@ def _event(saga: Saga, answer: pb.PlaceOrderResponse) -> Packed:
 async def _recall(tx: Transaction, keys: Sequence[SagaKey]) -> dict[SagaKey, pb.PlaceOrderResponse]:
     """The answers of PlaceOrder: the orders whose sagas have ended, as they stand."""
     return {
-        stored.saga.key: pb.PlaceOrderResponse(
-            order=order_message(stored.saga, pb.PlaceOrderRequest.FromString(stored.input))
-        )
+        stored.saga.key: answer_message(stored.saga, pb.PlaceOrderRequest.FromString(stored.input))
         for stored in await store.find_sagas(tx, keys)
         if stored.saga.state.ended
     }
@@ -120,6 +136,6 @@ PACK = Pack(pb.PlaceOrderResponse, _recall)
 
 CONTRACT: Contract[pb.PlaceOrderResponse] = Contract(
     read=pb.PlaceOrderRequest.FromString,
-    answer=lambda saga, request: Answer(pb.PlaceOrderResponse(order=order_message(saga, request))),
+    answer=lambda saga, request: Answer(answer_message(saga, request)),
     event=_event,
 )

@@ -37,8 +37,9 @@ def plainly_good(request: pb.PlaceOrderRequest) -> bool:
     merchant_id, reference, token = request.merchant_id, request.order_reference, card.token
     customer_id, email = customer.customer_id, customer.email
     name, city, postal_code = address.name, address.city, address.postal_code
-    skus = [line.sku for line in request.lines]
-    quantities = [line.quantity for line in request.lines]
+    lines = request.lines[:]
+    skus = [line.sku for line in lines]
+    quantities = [line.quantity for line in lines]
     streets = address.street_lines[:]
     return (
         0 < len(merchant_id) <= ID_LENGTH_MAX
