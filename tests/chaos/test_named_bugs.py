@@ -32,8 +32,8 @@ from paymesh.orchestrator.v1.orchestrator_pb2_grpc import OrchestratorServiceStu
 from paymesh.payment.v1 import payment_pb2
 from paymesh.shipping.v1 import shipping_pb2
 from services.kit.db import Database
-from services.orchestrator import store
-from services.orchestrator.domain import Saga, State
+from services.orchestrator import domain, store
+from services.orchestrator.domain import Finish, Saga, State
 from tests.orders import (
     CALLER,
     HELD,
@@ -348,9 +348,9 @@ async def test_5_a_write_under_a_lost_epoch_touches_nothing(
         async def save(saga: Saga, epoch: int) -> set[str]:
             return await database.transact(lambda tx: store.save_sagas(tx, [saga], epoch))
 
-        ended = mine.saga._replace(state=State.COMPLETED, ended_at_ms=1)
-        assert await save(ended, owner - 1) == set()
-        assert await save(mine.saga._replace(state=State.COMPENSATING), owner + 1) == set()
+        turned = mine.saga._replace(position=mine.saga.position._replace(state=State.COMPENSATING))
+        assert await save(domain.ended(mine.saga, Finish(State.COMPLETED), 1), owner - 1) == set()
+        assert await save(turned, owner + 1) == set()
         assert await save(mine.saga, owner) == {mine.saga.saga_id}, "only the owner's write counts"
     finally:
         await database.close()
