@@ -258,9 +258,10 @@ def resumed(saga: Saga) -> Saga:
 def facts(saga: Saga) -> dict[str, str]:
     """Everything that the steps have answered."""
     found: dict[str, str] = {}
+    known = saga.facts
     for name, _ in saga.position.steps:
-        if name in saga.facts:
-            found.update(saga.facts[name])
+        if name in known:
+            found |= known[name]
     return found
 
 

@@ -21,8 +21,8 @@ from typing import NamedTuple
 from services.kit.backoff import Backoff
 
 POSITIONS_KEPT = 4_096
-"""Decisions that are remembered, of each sort, the latest used: megabytes. A day on which everything is retried comes to
-hundreds of positions, an ordinary one to a dozen."""
+"""Decisions that are remembered, of each sort, those used last: a few megabytes. A day on which everything is retried
+comes to hundreds of positions, an ordinary one to a dozen."""
 
 
 class State(StrEnum):

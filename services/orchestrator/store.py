@@ -7,6 +7,7 @@ were taken over writes nothing, however late it wakes up.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 import orjson
@@ -219,10 +220,17 @@ async def list_owned(database: Database, epoch: int, older_than_seconds: float) 
     return [_stored(row) for row in rows]
 
 
+_WORDS: dict[StrEnum, str] = {
+    member: member.value for words in (StepState, Direction, Outcome) for member in words
+}
+"""What is written for a member. An Enum finds its value by a Python function: a third of the time of writing a saga
+down."""
+
+
 def _dump_steps(saga: Saga) -> str:
     return orjson.dumps(
         {
-            name: [progress.state, progress.attempts, saga.facts.get(name) or {}]
+            name: [_WORDS[progress.state], progress.attempts, saga.facts.get(name) or {}]
             for name, progress in saga.position.steps
         }
     ).decode()
@@ -233,9 +241,9 @@ def _dump_history(saga: Saga) -> str:
         [
             {
                 "step": step,
-                "direction": direction,
+                "direction": _WORDS[direction],
                 "attempt": number,
-                "outcome": outcome,
+                "outcome": _WORDS[outcome],
                 "reason": reason,
                 "message": message,
                 "facts": facts,
