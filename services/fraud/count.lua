@@ -1,42 +1,18 @@
 -- Counts a set of payments in their sliding windows and says what each of them finds there, itself included.
+-- See layout.lua for how windows lie here.
 --
--- A window is a string of records of fixed width, oldest first; numbers are little-endian:
---   6 bytes time in ms, 8 bytes hash of the call, 3 bytes currency, 6 bytes minor units, 7 bytes running total
--- The hash names the call, so a repeat of a call finds itself and counts once. The running total is that of the
--- record's currency, modulo 2^50 (a thousand payments of the largest amount fit): the sum of a window is the difference
--- of two totals, and no window is ever read through. The processes of fraud stamp the time: a window is as exact as their
--- clocks agree. The cards of an IP address are records of 6 bytes time and 8 bytes
--- hash of the card, one per card, from the first time it was seen.
+-- ARGV[1] is JSON: the families. For each of them ARGV has three more texts:
+--   the fields of the windows that the set touches, each once, 8 bytes a piece;
+--   the records for these windows, in the order of the windows, within one in the order of the set. Their running total
+--     is their amount. A record whose time is 0 only looks;
+--   how many records each window gets, 2 bytes a piece; empty when it is one for each.
+-- No two records for one window come from the same call, but cards may come more than once.
 --
--- Strings and not sorted sets: one MGET reads all windows of a set and one command writes one, at a half to a quarter
--- of the cost. Each key is read once and written once however many payments of the set share it.
---
--- ARGV[1] is JSON:
---   short_from, long_from, long_ms, cards_from, cards_ms    times and spans in ms
---   kept, summed    per trait: records that its windows keep at least, 0 when no rule asks for it; whether sums count
---   cards_kept      cards that an IP address keeps at least
---   keys            per payment and trait: key of the window, "" for none
---   card_keys       per payment: key of its IP address's cards, "" for none
---   small           per payment: whether its card is to be counted there
---   currencies, amounts    per payment
--- ARGV[2] and ARGV[3] hold, per payment, its record without the running total and its card's record. No two payments of
--- one set come from the same call.
---
--- The answer is one string of little-endian 64-bit integers, for each payment: per trait the count and the sum of the
--- short window and the count and the sum of the long one, then the cards of its IP address, then 1 if it was new to any
--- window, then 1 if its card was new to the IP address. One string, because reading thousands of separate numbers would
--- cost the caller more than all the rest.
-
-local call, find, floor, sub = redis.call, string.find, math.floor, string.sub
-local pack, unpack_at = struct.pack, struct.unpack
-local HEAD, RECORD, CARD = 23, 30, 14
-local HASH_AT, CURRENCY_AT, AMOUNT_AT, TOTAL_AT = 6, 14, 17, 23
-local HASH = 8
-local MODULUS = 2 ^ 50
-local KEYS_PER_READ = 1000 -- Lua's stack holds a few thousand arguments
-
-local input = cjson.decode(ARGV[1])
-local heads, cards = ARGV[2], ARGV[3]
+-- The answer is one string of little-endian 64-bit integers. It leaves out every window that was empty and got one
+-- record, for there is nothing to tell: nearly all of them. Of each other window it has the number of the family, the
+-- place of the first of its records, how many there are, and for each record: count and sum of the short window, count
+-- and sum of the long one, and 1 if it was new. Sums are 0 where nobody asks. One string, because reading thousands of
+-- separate numbers would cost the caller more than all the rest.
 
 -- Index of the first record that is not older than `from`.
 local function index_since(value, width, from)
@@ -76,23 +52,15 @@ local function sum_since(value, currency, from, last)
   return (total_at(value, last) - total_at(value, first) + amount) % MODULUS
 end
 
-local function open(value, width, long_from, short_from)
-  if not value then
-    return { value = '', added = '', count = 0, short_count = 0 }
-  end
-  local records, long = #value / width, index_since(value, width, long_from)
-  local short = short_from and index_since(value, width, short_from) or long
-  return {
-    value = value, added = '', long = long, short = short, count = records - long, short_count = records - short,
-  }
+local function open(value, family)
+  local records, long = #value / family.width, index_since(value, family.width, family.from)
+  local short = family.short_from and index_since(value, family.width, family.short_from) or long
+  return { value = value, long = long, short = short, count = records - long, short_count = records - short }
 end
 
 -- Sum of the short window, sum of the long window, last running total.
 local function in_currency(window, currency, summed)
   local value = window.value
-  if value == '' then
-    return { 0, 0, 0 }
-  end
   local last = index_of(value, currency, #value / RECORD - 1, 0, -1)
   local total = last and total_at(value, last) or 0
   if not summed then
@@ -101,112 +69,113 @@ local function in_currency(window, currency, summed)
   return { sum_since(value, currency, window.short, last), sum_since(value, currency, window.long, last), total }
 end
 
-local function holds(opened, hash)
-  return find(opened.value, hash, 1, true) or find(opened.added, hash, 1, true)
-end
-
-local places, keys = {}, {} -- place of each distinct key, and back
-local function gather(wanted)
-  for _, key in ipairs(wanted) do
-    if key ~= '' and not places[key] then
-      keys[#keys + 1] = key
-      places[key] = #keys
+-- Count `records` in a window; returns what is to be added to it, and the numbers for the answer.
+local function count(window, records, family)
+  local width, value, added, seen = family.width, window.value, '', {}
+  -- A repeat of a call finds itself however old it is. A card that was last counted before the window counts anew.
+  local find_from = width == RECORD and 1 or window.long * width + 1
+  for at = 1, #records, width do
+    local record = sub(records, at, at + width - 1)
+    local hash = sub(record, HASH_AT + 1, HASH_AT + HASH)
+    local new = sub(record, 1, HASH_AT) ~= NO_TIME
+      and not find(value, hash, find_from, true) and not find(added, hash, 1, true)
+    local sums = window
+    if width == RECORD then
+      local currency = sub(record, CURRENCY_AT + 1, CURRENCY_AT + 3)
+      sums = window[currency] or in_currency(window, currency, family.summed)
+      window[currency] = sums
+      if new then
+        local amount = unpack_at('<I6', record, AMOUNT_AT + 1)
+        sums[3] = (sums[3] + amount) % MODULUS
+        record = sub(record, 1, HEAD) .. pack('<I7', sums[3])
+        if family.summed then
+          sums[1], sums[2] = sums[1] + amount, sums[2] + amount
+        end
+      end
     end
+    if new then
+      window.short_count, window.count = window.short_count + 1, window.count + 1
+      added = added .. record
+    end
+    seen[#seen + 1] = pack('<i8i8i8i8i8', window.short_count, sums[1] or 0, window.count, sums[2] or 0, new and 1 or 0)
   end
-end
-gather(input.keys)
-gather(input.card_keys)
-
-local values = {}
-for from = 1, #keys, KEYS_PER_READ do
-  local read = call('MGET', unpack(keys, from, math.min(from + KEYS_PER_READ - 1, #keys)))
-  for i, value in ipairs(read) do
-    values[from + i - 1] = value
-  end
+  return added, table.concat(seen)
 end
 
-local windows, kept, addresses = {}, {}, {} -- by place
-
--- Count payment `i` for one trait; returns what it finds there, and whether it is new.
-local function count(i, trait, key, head)
-  local place, currency, amount = places[key], input.currencies[i], input.amounts[i]
-  local window = windows[place]
-  if not window then
-    window = open(values[place], RECORD, input.long_from, input.short_from)
-    windows[place], kept[place] = window, input.kept[trait]
-  end
-  local sums = window[currency]
-  if not sums then
-    sums = in_currency(window, currency, input.summed[trait])
-    window[currency] = sums
-  end
-  local new = not holds(window, sub(head, HASH_AT + 1, HASH_AT + HASH))
-  if new then
-    window.short_count, window.count = window.short_count + 1, window.count + 1
-    sums[1], sums[2], sums[3] = sums[1] + amount, sums[2] + amount, (sums[3] + amount) % MODULUS
-    window.added = window.added .. head .. pack('<I7', sums[3])
-  end
-  return window.short_count, sums[1], window.count, sums[2], new
+-- Write a window that is too large for a shelf.
+local function write_own(key, alive, family)
+  local most = family.kept * family.width
+  call('SET', key, #alive > 2 * most and sub(alive, -most) or alive, 'PX', family.span_ms)
 end
 
--- Count the card of payment `i` for its IP address; returns the cards there, and whether it is new.
-local function count_card(i, key)
-  local place = places[key]
-  local address = addresses[place]
-  if not address then
-    address = open(values[place], CARD, input.cards_from)
-    addresses[place] = address
-  end
-  local card = sub(cards, (i - 1) * CARD + 1, i * CARD)
-  local new = input.small[i] and not holds(address, sub(card, HASH_AT + 1))
-  if new then
-    address.count, address.added = address.count + 1, address.added .. card
-  end
-  return address.count, new
-end
-
--- Append, or write anew what is alive when so much has been appended that the key would outgrow its bound.
-local function write(key, opened, width, records, span_ms)
-  local value, added, most = opened.value, opened.added, records * width
-  if added == '' then
-    return
-  elseif value == '' then
-    call('SET', key, added, 'PX', span_ms)
-  elseif #value + #added <= 2 * most then
+-- Add records to a window with a key of its own: append, or write anew what is alive when so much has been appended
+-- that the key would outgrow its bound.
+local function append(key, window, added, family)
+  if #window.value + #added <= 2 * family.kept * family.width then
     call('APPEND', key, added)
-    call('PEXPIRE', key, span_ms)
+    call('PEXPIRE', key, family.span_ms)
   else
-    call('SET', key, sub(sub(value, opened.long * width + 1) .. added, -most), 'PX', span_ms)
+    write_own(key, sub(window.value, window.long * family.width + 1) .. added, family)
   end
 end
 
-local answers, traits = {}, #input.kept
-local format = '<' .. string.rep('i8', traits * 4 + 3)
-for i = 1, #input.currencies do
-  local head = sub(heads, (i - 1) * HEAD + 1, i * HEAD)
-  local answer, any_new, at = {}, 0, 0
-  for trait = 1, traits do
-    local key, new = input.keys[(i - 1) * traits + trait], false
-    if key == '' then
-      answer[at + 1], answer[at + 2], answer[at + 3], answer[at + 4] = 0, 0, 0, 0
+-- Count `records` in the window that lies under `field` as `value`; returns the value to be put there, nil for no
+-- change, and the numbers for the answer.
+local function count_in(family, field, value, records)
+  local key = own_key(family, field)
+  local own = value == '' and call('GET', key)
+  local window = open(own or value or '', family)
+  local added, numbers = count(window, records, family)
+  if added == '' then
+    return nil, numbers
+  elseif own then
+    append(key, window, added, family)
+    return '', numbers
+  end
+  local alive = sub(window.value, window.long * family.width + 1) .. added
+  if #alive <= SHELVED_MAX * family.width then
+    return alive, numbers
+  end
+  write_own(key, alive, family)
+  return '', numbers
+end
+
+local answers = {}
+
+local function count_family(number, family, fields, records, sizes)
+  local newer, older, gone = shelves(family)
+  local width = family.width
+  local values, is_old = read_both(newer, older, fields)
+  local put, first = {}, 0
+  for place = 1, #fields do
+    local field, value = fields[place], values[place]
+    local size = sizes == '' and 1 or unpack_at('<I2', sizes, place * 2 - 1)
+    local own = sub(records, first * width + 1, (first + size) * width)
+    if not value and size == 1 then
+      if sub(own, 1, HASH_AT) ~= NO_TIME then
+        put[#put + 1], put[#put + 2] = field, own
+      end
     else
-      answer[at + 1], answer[at + 2], answer[at + 3], answer[at + 4], new = count(i, trait, key, head)
+      local numbers
+      value, numbers = count_in(family, field, value, own)
+      answers[#answers + 1] = pack('<i8i8i8', number, first, size) .. numbers
+      if value and (value ~= '' or values[place] ~= '' or is_old[place]) then
+        put[#put + 1], put[#put + 2] = field, value
+      end
     end
-    any_new = new and 1 or any_new
-    at = at + 4
+    first = first + size
   end
-  local card_key, seen, card_new = input.card_keys[i], 0, false
-  if card_key ~= '' then
-    seen, card_new = count_card(i, card_key)
+  if #put > 0 then
+    call_with('HSET', newer, put)
+    call('PEXPIRE', newer, family.left_ms)
   end
-  answer[at + 1], answer[at + 2], answer[at + 3] = seen, any_new, card_new and 1 or 0
-  answers[i] = pack(format, unpack(answer))
+  call('UNLINK', gone)
 end
 
-for place, window in pairs(windows) do
-  write(keys[place], window, RECORD, kept[place], input.long_ms)
-end
-for place, address in pairs(addresses) do
-  write(keys[place], address, CARD, input.cards_kept, input.cards_ms)
+for number, family in ipairs(cjson.decode(ARGV[1])) do
+  local fields, records, sizes = ARGV[number * 3 - 1], ARGV[number * 3], ARGV[number * 3 + 1]
+  if fields ~= '' then
+    count_family(number, family, cut(fields, HASH), records, sizes)
+  end
 end
 return table.concat(answers)

@@ -16,6 +16,7 @@ from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from socket import AF_INET, inet_ntop, inet_pton
+from typing import NamedTuple
 
 from services.fraud.rules import (
     ALLOW_LIST,
@@ -56,8 +57,7 @@ class ListKind(StrEnum):
     ALLOW = "allow"
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(NamedTuple):
     """What a payment looks like to the rules; empty texts are unknown."""
 
     amount: Money
@@ -73,16 +73,14 @@ class Subject:
         return (self.card_token, self.customer_id, self.email, self.ip_address)
 
 
-@dataclass(frozen=True, slots=True)
-class AssessPayment:
+class AssessPayment(NamedTuple):
     """A wish to have a payment judged."""
 
     payment_id: str
     subject: Subject
 
 
-@dataclass(frozen=True, slots=True)
-class FiredRule:
+class FiredRule(NamedTuple):
     """A rule that fired, what it added to the score, and what it saw."""
 
     rule: str
@@ -90,8 +88,7 @@ class FiredRule:
     explanation: str
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What the rules came to; `fired` has the heaviest first."""
 
     decision: Decision
@@ -100,8 +97,7 @@ class Verdict:
     degraded: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Assessment:
+class Assessment(NamedTuple):
     """A verdict on record."""
 
     merchant_id: str
@@ -124,8 +120,7 @@ class ListEntry:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(NamedTuple):
     """By which trait a subject is on a block and on an allow list."""
 
     blocked: Trait | None = None

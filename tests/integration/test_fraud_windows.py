@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from deploy.local.stores import EmbeddedValkey
 from services.fraud.breaker import Breaker
 from services.fraud.config import RULES_FILE
 from services.fraud.domain import Subject
+from services.fraud.families import CARD_BYTES, RECORD_BYTES, Sighting
 from services.fraud.rule_file import read_rules
 from services.fraud.rules import CARDS_FROM_IP, Counters, Measure, Rules, Trait, Window, counter_place
-from services.fraud.windows import CARD_BYTES, RECORD_BYTES, Sighting, Windows
+from services.fraud.windows import Windows
 from services.kit.money import AMOUNT_MINOR_MAX, Money
 
 START = datetime(2030, 5, 17, 12, 0, tzinfo=UTC)
@@ -98,7 +99,7 @@ async def test_a_repeat_of_a_call_is_not_counted_again(open_windows: Open, clien
     windows = open_windows()
     for _ in range(3):
         assert await _card(windows, START, _sighting("a", 5)) == [(1, 5, 1, 5)]
-    assert await _card(windows, START, replace(_sighting("a", 5), caller="another")) == [(2, 10, 2, 10)]
+    assert await _card(windows, START, _sighting("a", 5)._replace(caller="another")) == [(2, 10, 2, 10)]
 
 
 async def test_sums_of_currencies_do_not_mix(open_windows: Open, client: Valkey) -> None:
@@ -115,7 +116,7 @@ async def test_traits_and_merchants_do_not_mix(open_windows: Open, client: Valke
     same: dict[str, Any] = {"card_token": "x", "customer_id": "x", "email": "x", "ip_address": "203.0.113.7"}
     (first,) = await _count(windows, START, _sighting("a", **same))
     assert [first[_place(f"{t}_long_count")] for t in Trait] == [1, 1, 1, 1]
-    (other,) = await _count(windows, START, replace(_sighting("b", **same), merchant_id="mer_2"))
+    (other,) = await _count(windows, START, _sighting("b", **same)._replace(merchant_id="mer_2"))
     assert other[_place("card_long_count")] == 1
     (unknown,) = await _count(windows, START, _sighting("c", card_token="y"))
     assert [unknown[_place(f"{t}_long_count")] for t in Trait] == [1, 0, 0, 0]
@@ -173,30 +174,51 @@ async def test_a_window_stays_bounded_and_still_tells_that_a_limit_is_passed(
     assert seen[-1][_place("card_long_count")] > 60
     assert seen[49][_place("ip_long_count")] > 600
     assert seen[49][CARDS_FROM_IP] > 20
-    lengths = {
-        key.split(b":")[2]: await client.strlen(key)
-        for key in await client.keys("fraud:*")
-        if b":t" not in key
-    }
-    assert lengths[b"ip"] <= 2 * 601 * RECORD_BYTES
-    assert lengths[b"cards"] <= 2 * 21 * CARD_BYTES
-    assert (
-        max([await client.strlen(key) for key in await client.keys("fraud:mer_1:card:*")])
-        <= 2 * 61 * RECORD_BYTES
-    )
+    assert await _longest(client, "ip") <= 2 * 601 * RECORD_BYTES
+    assert await _longest(client, "cards") <= 2 * 21 * CARD_BYTES
+    assert await _longest(client, "card") <= 2 * 61 * RECORD_BYTES
+
+
+async def _longest(client: Valkey, family: str) -> int:
+    """Bytes of the longest window of a family, on a shelf or with a key of its own."""
+    lengths = []
+    for key in await client.keys(f"fraud:{family}:*"):
+        if b":w:" in key:
+            lengths.append(int(await client.strlen(key)))
+        else:
+            lengths += [len(window) for window in (await _shelf(client, key)).values()]
+    return max(lengths)
+
+
+async def _shelf(client: Valkey, key: bytes) -> dict[bytes, bytes]:
+    """The windows on a shelf, by field."""
+    windows: Any = client.hgetall(key.decode())
+    return dict(await windows)
 
 
 async def test_windows_vanish_when_nothing_in_them_can_count_any_more(
     open_windows: Open, client: Valkey
 ) -> None:
     windows = open_windows()
-    await _count(windows, START, _sighting("a", ip_address="203.0.113.7"))
-    await _count(windows, START, _sighting("b", ip_address="203.0.113.7"))
-    keys = await client.keys("fraud:*")
-    assert len(keys) == 3
+    many = [_sighting(f"k{n}", card_token="hot", ip_address="203.0.113.7") for n in range(20)]
+    await _count(windows, START, *many)
+    await _count(windows, START, _sighting("again", card_token="hot", ip_address="203.0.113.7"))
+    keys = await client.keys("*")
+    # A shelf for cards, for addresses and for the cards of addresses; keys of their own for the card and the address.
+    assert len(keys) == 5
     for key in keys:
         longest_ms = 600_000 if b":cards:" in key else 3_600_000
-        assert longest_ms - 60_000 < await client.pttl(key) <= longest_ms
+        if b":w:" in key:
+            assert longest_ms - 60_000 < await client.pttl(key) <= longest_ms
+        else:  # START is where a generation begins, and what it holds may count until the next one has ended
+            assert 2 * longest_ms - 60_000 < await client.pttl(key) <= 2 * longest_ms
+
+
+async def test_shelves_older_than_the_longest_window_are_dropped(open_windows: Open, client: Valkey) -> None:
+    windows = open_windows()
+    for hours in range(5):
+        await _card(windows, START + timedelta(hours=hours), _sighting(f"k{hours}", card_token=f"t{hours}"))
+        assert len(await client.keys("fraud:card:*")) <= 2
 
 
 async def test_nothing_that_names_a_person_or_a_card_stands_in_valkey_in_clear(
@@ -209,9 +231,13 @@ async def test_nothing_that_names_a_person_or_a_card_stands_in_valkey_in_clear(
         "ip_address": "203.0.113.7",
     }
     await _count(open_windows(), START, _sighting("key_secret", **traits))
-    stored = b"".join([key + (await client.get(key) or b"") for key in await client.keys("*")])
-    assert stored.count(b"fraud:mer_1:") == 5
-    for value in (*traits.values(), "key_secret"):
+    stored = b""
+    for key in await client.keys("*"):
+        shelf = await _shelf(client, key)
+        assert len(shelf) == 1
+        stored += key + b"".join(shelf.keys()) + b"".join(shelf.values())
+    assert stored.count(b"fraud:") == 5
+    for value in (*traits.values(), "key_secret", "mer_1"):
         assert value.encode() not in stored
 
 
@@ -284,14 +310,14 @@ async def test_a_forgotten_payment_is_as_if_it_had_never_been(open_windows: Open
     assert counted[0].new
     assert counted[0].card_new
     await _count(windows, START, kept[2], kept[3])
-    await windows.forget([(repeat, counted[0])])
+    await windows.forget([(repeat, counted[0])], START)
     (seen,) = await _count(windows, START, _sighting("last", 5, "USD", **traits))
     assert seen[_place("customer_long_count")] == 5
     assert seen[_place("customer_long_sum")] == 1 + 100 + 5
     assert seen[CARDS_FROM_IP] == 1
-    assert await client.keys("fraud:mer_1:card:*") != []
-    assert len(await client.keys("fraud:mer_1:card:*")) == 1
-    assert await client.pttl((await client.keys("fraud:mer_1:card:*"))[0]) > 0
+    (cards,) = await client.keys("fraud:card:*")
+    assert len(await _shelf(client, cards)) == 1  # nothing is left of tok_2
+    assert await client.pttl(cards) > 0
 
 
 async def test_a_valkey_that_started_anew_is_taught_the_script_again(

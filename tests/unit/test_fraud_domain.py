@@ -253,7 +253,7 @@ def test_lists_know_a_merchants_values_by_kind_and_trait() -> None:
 def test_a_list_entry_for_nothing_does_not_name_payments_that_say_nothing() -> None:
     lists = Lists()
     lists.replace("m1", [(ListKind.BLOCK, Trait.EMAIL, "")])
-    assert lists.find("m1", replace(_subject(), email="")) == UNLISTED
+    assert lists.find("m1", _subject()._replace(email="")) == UNLISTED
 
 
 def test_an_open_breaker_admits_one_probe_per_interval_until_one_succeeds() -> None:

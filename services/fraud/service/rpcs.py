@@ -13,11 +13,12 @@ from paymesh.fraud.v1 import fraud_pb2 as pb
 from paymesh.fraud.v1 import fraud_pb2_grpc
 from services.fraud import domain, store
 from services.fraud.domain import Assessment, Lists
+from services.fraud.families import Sighting
 from services.fraud.rules import Rules
 from services.fraud.runner import ListReader
 from services.fraud.service import messages
 from services.fraud.store import EntryKey
-from services.fraud.windows import Sighting, Windows
+from services.fraud.windows import Windows
 from services.kit.checks import Checks, page_size
 from services.kit.clock import now
 from services.kit.db import Database, Sent, Transaction
@@ -144,7 +145,7 @@ class FraudService(fraud_pb2_grpc.FraudServiceServicer):
                 for c, sighting, found in zip(distinct, sightings, counted, strict=True)
                 if (found.new or found.card_new) and standing[identity(c)][1].assessment_id != c.resource_id
             ]
-            await self._windows.forget(again)
+            await self._windows.forget(again, at)
         if not standing:
             standing = {identity(c): (c.fingerprint, a) for c, a in zip(distinct, assessments, strict=True)}
         return _outcomes(commands, standing)
