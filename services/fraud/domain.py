@@ -28,6 +28,7 @@ from services.fraud.rules import (
     SCORE_MILLI_MAX,
     TRAITS,
     Counters,
+    Limits,
     Measure,
     Rules,
     Trait,
@@ -172,7 +173,12 @@ def assess(rules: Rules, subject: Subject, counters: Counters | None, listed: Li
     if listed.allowed is not None:
         fired = FiredRule(ALLOW_LIST, 0, f"{_CALLED[listed.allowed]} is on the allow list")
         return Verdict(Decision.APPROVE, 0, (fired,), degraded)
-    found = _fired(rules, subject, counters)
+    limits = rules.limits(subject.amount.currency)
+    silent = counters is not None and limits.silent(subject.amount.amount_minor, counters)
+    found = [] if silent else _fired(rules, limits, subject, counters)
+    if country := _foreign(rules, subject):
+        seen = f"the card is from {country}, the billing address in {subject.billing_country}"
+        found.append(FiredRule(BIN_COUNTRY, rules.bin_country_score_milli, seen))
     if not found:
         return _CLEAR_DEGRADED if degraded else _CLEAR
     found.sort(key=lambda rule: rule.score_milli, reverse=True)
@@ -181,10 +187,9 @@ def assess(rules: Rules, subject: Subject, counters: Counters | None, listed: Li
     return Verdict(decision, score_milli, tuple(found), degraded)
 
 
-def _fired(rules: Rules, subject: Subject, counters: Counters | None) -> list[FiredRule]:
-    """The rules that fire, in the order of the rule file."""
+def _fired(rules: Rules, limits: Limits, subject: Subject, counters: Counters | None) -> list[FiredRule]:
+    """The rules on amounts and counters that fire, in the order of the rule file."""
     amount = subject.amount
-    limits = rules.limits(amount.currency)
     fired: list[FiredRule] = []
     for limit, rule in limits.amounts:
         if amount.amount_minor > limit:
@@ -203,12 +208,15 @@ def _fired(rules: Rules, subject: Subject, counters: Counters | None) -> list[Fi
         most = Money(limits.degraded, amount.currency)
         seen = f"{amount} is more than {most}, the limit while velocity is unknown"
         fired.append(FiredRule(DEGRADED_AMOUNT, SCORE_MILLI_MAX, seen))
-    if subject.card_bin and subject.billing_country:
-        country = issuer_country(rules.bin_countries, subject.card_bin)
-        if country and country != subject.billing_country:
-            seen = f"the card is from {country}, the billing address in {subject.billing_country}"
-            fired.append(FiredRule(BIN_COUNTRY, rules.bin_country_score_milli, seen))
     return fired
+
+
+def _foreign(rules: Rules, subject: Subject) -> str:
+    """The country of the card when it is known not to be that of the billing address, else empty."""
+    if not (subject.card_bin and subject.billing_country):
+        return ""
+    country = issuer_country(rules.bin_countries, subject.card_bin)
+    return country if country != subject.billing_country else ""
 
 
 def _fired_velocity(rules: Rules, rule: VelocityRule, seen: int, limit: int, currency: str) -> FiredRule:

@@ -58,7 +58,8 @@ class Checks:
 
     def money(self, field: str, amount_minor: int, currency: str) -> None:
         """A positive amount within the limit, of a currency that exists."""
-        self.number(f"{field}.amount_minor", amount_minor, at_least=1, at_most=AMOUNT_MINOR_MAX)
+        if not 1 <= amount_minor <= AMOUNT_MINOR_MAX:
+            self.number(f"{field}.amount_minor", amount_minor, at_least=1, at_most=AMOUNT_MINOR_MAX)
         if not is_currency(currency):
             quoted = repr(currency[:QUOTED_LENGTH_MAX])
             self.fail(f"{field}.currency", f"{quoted} is not an ISO 4217 currency code such as 'USD'")

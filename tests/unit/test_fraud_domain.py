@@ -215,6 +215,35 @@ def test_every_verdict_agrees_with_its_own_score_and_rules(
     assert verdict.degraded is (counters is None)
 
 
+# Around the limits of the rules above, so that about half of the examples are on either side.
+NEAR_LIMITS = st.sampled_from(
+    [0, 1, 9, 10, 11, 20, 21, 199, 200, 201, 99_999, 100_000, 100_001, 150_000, 150_001]
+)
+
+
+@given(
+    st.sampled_from([1, 999_999, 1_000_000, 1_000_001, 1_500_000, 1_500_001, 5_000_001, 7_500_001]),
+    st.lists(NEAR_LIMITS, min_size=COUNTERS, max_size=COUNTERS),
+    st.sampled_from(["USD", "JPY"]),
+    st.sets(st.integers(0, 2)),
+)
+def test_the_rules_that_fire_are_those_whose_limit_is_passed(
+    amount: int, counters: list[int], currency: str, kept: set[int]
+) -> None:
+    """Rule by rule, from what the rules say; the domain itself looks at all of them at once first."""
+    rules = replace(RULES, velocities=tuple(RULES.velocities[n] for n in sorted(kept)))
+    unit = 100 if currency == "USD" else 150
+    expected = {rule.name for rule in rules.amounts if amount > rule.above_units * unit}
+    for rule in rules.velocities:
+        seen = counters[counter_place(rule.trait, rule.window, rule.measure)]
+        if seen > rule.above * (unit if rule.measure is Measure.SUM else 1):
+            expected.add(rule.name)
+    if counters[CARDS_FROM_IP] > 20:
+        expected.add("card_testing")
+    verdict = assess(rules, _subject(amount, currency), counters, UNLISTED)
+    assert {rule.rule for rule in verdict.fired} == expected
+
+
 def test_every_counter_has_a_place_of_its_own() -> None:
     places = {counter_place(t, w, m) for t in Trait for w in Window for m in Measure}
     assert places == set(range(COUNTERS)) - {CARDS_FROM_IP}

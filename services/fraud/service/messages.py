@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+from datetime import datetime
+from functools import lru_cache
 
 import orjson
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from paymesh.fraud.v1 import fraud_pb2 as pb
 from services.fraud import domain
@@ -21,34 +22,38 @@ IP_LENGTH_MAX = 45
 """The longest IPv6 address, with an IPv4 address written at its end."""
 LIST_VALUE_LENGTH_MAX = 200
 NOTE_LENGTH_MAX = 500
+SHARED_REMEMBERED = 256
+"""More merchants than a set has."""
 
 
 def assess_payment(request: pb.AssessPaymentRequest) -> AssessPayment:
-    """The command in a request. Raises Invalid."""
-    checks = Checks()
-    checks.text("merchant_id", request.merchant_id)
-    checks.text("payment_id", request.payment_id)
+    """The command in a request. Raises Invalid. Every field is read once: the message makes a text anew each time."""
     subject = request.subject
     amount = subject.amount
-    checks.money("subject.amount", amount.amount_minor, amount.currency)
-    checks.text("subject.card_token", subject.card_token, max_length=CARD_TOKEN_LENGTH_MAX)
-    card_bin = subject.card_bin
+    amount_minor, currency = amount.amount_minor, amount.currency
+    payment_id, card_token, card_bin = request.payment_id, subject.card_token, subject.card_bin
+    customer_id, email, country = subject.customer_id, subject.email, subject.billing_country
+    checks = Checks()
+    checks.text("merchant_id", request.merchant_id)
+    checks.text("payment_id", payment_id)
+    checks.money("subject.amount", amount_minor, currency)
+    checks.text("subject.card_token", card_token, max_length=CARD_TOKEN_LENGTH_MAX)
     checks.card_bin("subject.card_bin", card_bin)
-    checks.text("subject.customer_id", subject.customer_id, optional=True)
-    checks.email("subject.email", subject.email)
+    checks.text("subject.customer_id", customer_id, optional=True)
+    checks.email("subject.email", email)
     ip_address = _read_ip(checks, "subject.ip_address", subject.ip_address)
-    checks.country("subject.billing_country", subject.billing_country, optional=True)
+    checks.country("subject.billing_country", country, optional=True)
     checks.done()
     return AssessPayment(
-        request.payment_id,
+        payment_id,
         Subject(
-            Money(amount.amount_minor, amount.currency),
-            subject.card_token,
+            Money(amount_minor, currency),
+            card_token,
             card_bin,
-            subject.customer_id,
-            subject.email.lower(),
+            customer_id,
+            email.lower(),
             ip_address,
-            subject.billing_country,
+            country,
         ),
     )
 
@@ -114,27 +119,43 @@ def read_page_token(token: str) -> tuple[str, str, str]:
     raise Invalid.field("page_token", "is not a token that an earlier page gave")
 
 
-def timestamp_message(assessment: Assessment) -> Timestamp:
-    message = Timestamp()
-    message.FromDatetime(assessment.created_at)
-    return message
-
-
-def assessment_message(assessment: Assessment, created_at: Timestamp) -> pb.Assessment:
+def assess_response(assessment: Assessment) -> pb.AssessPaymentResponse:
+    """The answer of AssessPayment and GetAssessment's content."""
     verdict = assessment.verdict
-    return pb.Assessment(
-        merchant_id=assessment.merchant_id,
-        assessment_id=assessment.assessment_id,
-        payment_id=assessment.payment_id,
-        decision=_DECISIONS[verdict.decision],
-        score_milli=verdict.score_milli,
-        fired_rules=[
-            pb.FiredRule(rule=f.rule, score_milli=f.score_milli, explanation=f.explanation)
-            for f in verdict.fired
-        ],
-        degraded=verdict.degraded,
-        created_at=created_at,
+    response = pb.AssessPaymentResponse()
+    response.CopyFrom(
+        _shared(
+            assessment.merchant_id,
+            verdict.decision,
+            verdict.score_milli,
+            verdict.degraded,
+            assessment.created_at,
+        )
     )
+    message = response.assessment
+    message.assessment_id = assessment.assessment_id
+    message.payment_id = assessment.payment_id
+    for rule in verdict.fired:
+        message.fired_rules.add(rule=rule.rule, score_milli=rule.score_milli, explanation=rule.explanation)
+    return response
+
+
+@lru_cache(maxsize=SHARED_REMEMBERED)
+def _shared(
+    merchant_id: str, decision: Decision, score_milli: int, degraded: bool, created_at: datetime
+) -> pb.AssessPaymentResponse:
+    """What most assessments of a set have in common, only ever to be copied: a copy with two fields more takes a
+    quarter of the time of a message filled field by field."""
+    response = pb.AssessPaymentResponse(
+        assessment=pb.Assessment(
+            merchant_id=merchant_id,
+            decision=_DECISIONS[decision],
+            score_milli=score_milli,
+            degraded=degraded,
+        )
+    )
+    response.assessment.created_at.FromDatetime(created_at)
+    return response
 
 
 def entry_message(entry: ListEntry) -> pb.ListEntry:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import datetime
+from itertools import repeat
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import Counter
 
 from paymesh.fraud.v1 import fraud_pb2 as pb
 from paymesh.fraud.v1 import fraud_pb2_grpc
 from services.fraud import domain, store
-from services.fraud.domain import Assessment, Lists
-from services.fraud.families import Sighting
+from services.fraud.domain import Assessment, Decision, Lists
+from services.fraud.families import Counted, Sighting
 from services.fraud.rules import Rules
 from services.fraud.runner import ListReader
 from services.fraud.service import messages
@@ -111,25 +112,12 @@ class FraudService(fraud_pb2_grpc.FraudServiceServicer):
         for command in commands:
             owners.setdefault(identity(command), command)
         # Sorted, so that two sets that share keys wait for each other in one direction only.
-        distinct = sorted(owners.values(), key=identity)
+        identities = sorted(owners)
+        distinct = [owners[i] for i in identities]
         at = now()
         sightings = [Sighting(c.merchant_id, c.caller, c.key, c.request.subject) for c in distinct]
         counted = await self._windows.count(sightings, at)
-        assessments = [
-            Assessment(
-                c.merchant_id,
-                c.resource_id,
-                c.request.payment_id,
-                domain.assess(
-                    self._rules,
-                    c.request.subject,
-                    counted[i].counters if counted is not None else None,
-                    self._lists.find(c.merchant_id, c.request.subject),
-                ),
-                at,
-            )
-            for i, c in enumerate(distinct)
-        ]
+        assessments = self._judge(distinct, counted, at)
 
         async def write(tx: Transaction) -> Sent:
             return store.insert_assessments(tx, distinct, assessments)
@@ -142,13 +130,38 @@ class FraudService(fraud_pb2_grpc.FraudServiceServicer):
         if standing and counted is not None:
             again = [
                 (sighting, found)
-                for c, sighting, found in zip(distinct, sightings, counted, strict=True)
-                if (found.new or found.card_new) and standing[identity(c)][1].assessment_id != c.resource_id
+                for c, i, sighting, found in zip(distinct, identities, sightings, counted, strict=True)
+                if (found.new or found.card_new) and standing[i][1].assessment_id != c.resource_id
             ]
             await self._windows.forget(again, at)
         if not standing:
-            standing = {identity(c): (c.fingerprint, a) for c, a in zip(distinct, assessments, strict=True)}
+            standing = {
+                i: (c.fingerprint, a) for i, c, a in zip(identities, distinct, assessments, strict=True)
+            }
         return _outcomes(commands, standing)
+
+    def _judge(
+        self,
+        commands: Sequence[Command[domain.AssessPayment]],
+        counted: Sequence[Counted] | None,
+        at: datetime,
+    ) -> list[Assessment]:
+        """Commands with what the windows counted for them; None when those did not answer."""
+        rules, find = self._rules, self._lists.find
+        return [
+            Assessment(
+                c.merchant_id,
+                c.resource_id,
+                c.request.payment_id,
+                domain.assess(rules, c.request.subject, counters, find(c.merchant_id, c.request.subject)),
+                at,
+            )
+            for c, counters in zip(
+                commands,
+                repeat(None) if counted is None else (found.counters for found in counted),
+                strict=False,
+            )
+        ]
 
     async def GetAssessment(self, request: pb.GetAssessmentRequest, context: Any) -> pb.GetAssessmentResponse:
         """See the contract."""
@@ -159,9 +172,7 @@ class FraudService(fraud_pb2_grpc.FraudServiceServicer):
         assessment = await store.find_assessment(self._database, request.merchant_id, request.assessment_id)
         if assessment is None:
             raise NotFound("ASSESSMENT_NOT_FOUND", f"there is no assessment {request.assessment_id!r}")
-        return pb.GetAssessmentResponse(
-            assessment=messages.assessment_message(assessment, messages.timestamp_message(assessment))
-        )
+        return pb.GetAssessmentResponse(assessment=messages.assess_response(assessment).assessment)
 
     async def _add(
         self, commands: Sequence[Command[tuple[EntryKey, str]]], deadline: Deadline
@@ -223,8 +234,7 @@ def _outcomes(
 ) -> list[Outcome[pb.AssessPaymentResponse]]:
     """What each command of a set is told, given what stands under its key."""
     outcomes: list[Outcome[pb.AssessPaymentResponse]] = []
-    own_time: Timestamp | None = None
-    judged: dict[tuple[str, str], int] = {}
+    judged: dict[tuple[Decision, bool], int] = {}
     for command in commands:
         fingerprint, assessment = standing[identity(command)]
         if fingerprint != command.fingerprint:
@@ -232,17 +242,13 @@ def _outcomes(
             continue
         fresh = assessment.assessment_id == command.resource_id
         verdict = assessment.verdict
-        if fresh:  # all that were judged together have one time
-            time = own_time = own_time or messages.timestamp_message(assessment)
-            labels = (verdict.decision.value, "true" if verdict.degraded else "false")
+        if fresh:
+            labels = (verdict.decision, verdict.degraded)
             judged[labels] = judged.get(labels, 0) + 1
-        else:
-            time = messages.timestamp_message(assessment)
         if command.span is not None:
             command.span.set_attribute("fraud.decision", verdict.decision.value)
             command.span.set_attribute("fraud.score_milli", verdict.score_milli)
-        message = pb.AssessPaymentResponse(assessment=messages.assessment_message(assessment, time))
-        outcomes.append(Answer(message, replayed=not fresh))
-    for labels, number in judged.items():
-        ASSESSED.labels(*labels).inc(number)
+        outcomes.append(Answer(messages.assess_response(assessment), not fresh))
+    for (decision, degraded), number in judged.items():
+        ASSESSED.labels(decision.value, "true" if degraded else "false").inc(number)
     return outcomes
