@@ -50,6 +50,13 @@ def _dice(*throws: float) -> Callable[[], float]:
     return cycle(throws).__next__
 
 
+def test_an_approval_has_a_code_of_six_capital_letters_and_digits() -> None:
+    codes = {_authorized().auth_code for _ in range(300)}
+    assert len(codes) > 290
+    assert all(re.fullmatch(r"[A-Z0-9]{6}", code) for code in codes)
+    assert {character for code in codes for character in code} == set("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+
+
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.token)
 def test_every_test_card_has_a_valid_number_that_gives_its_token(card: Card) -> None:
     cvc = "1234" if brand_of(card.number) == "amex" else "123"

@@ -79,6 +79,14 @@ def test_amounts_are_positive_and_limited(amount_minor: int) -> None:
     assert fields(checks) == ["amount.amount_minor"]
 
 
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_an_amount_is_complained_of_like_any_number(amount_minor: int) -> None:
+    amounts, numbers = Checks(), Checks()
+    amounts.money("amount", amount_minor, "USD")
+    numbers.number("amount.amount_minor", amount_minor, at_least=1, at_most=AMOUNT_MINOR_MAX)
+    assert amounts.violations == numbers.violations
+
+
 @pytest.mark.parametrize("currency", ["", "usd", "XAU", "ZZZ", "U$D"])
 def test_unknown_currencies_are_named(currency: str) -> None:
     checks = Checks()

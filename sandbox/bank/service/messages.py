@@ -5,10 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from functools import lru_cache
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from paymesh.bank.v1 import bank_pb2 as pb
-from paymesh.money.v1 import money_pb2
 from sandbox.bank import domain
 from sandbox.bank.cards import card_of
 from sandbox.bank.domain import (
@@ -26,6 +23,8 @@ from services.kit.errors import Invalid, PaymeshError
 from services.kit.sets import Answer, Command, Failed, Outcome
 
 CARD_TOKEN_LENGTH_MAX = 128
+SHARED_REMEMBERED = 256
+"""More merchants, currencies and outcomes than a set has."""
 
 _STATES = {
     State.APPROVED: pb.AUTHORIZATION_STATE_APPROVED,
@@ -36,18 +35,17 @@ _STATES = {
 
 
 def authorize_wish(request: pb.AuthorizeRequest) -> AuthorizeWish:
-    """Raises Invalid."""
-    checks = Checks()
+    """Raises Invalid. Every field is read once: the message makes a text anew each time."""
     amount = request.amount
-    checks.text("merchant_id", request.merchant_id)
-    checks.money("amount", amount.amount_minor, amount.currency)
-    checks.text("card_token", request.card_token, max_length=CARD_TOKEN_LENGTH_MAX)
-    checks.text("reference", request.reference, optional=True)
+    merchant_id, amount_minor, currency = request.merchant_id, amount.amount_minor, amount.currency
+    card_token, reference = request.card_token, request.reference
+    checks = Checks()
+    checks.text("merchant_id", merchant_id)
+    checks.money("amount", amount_minor, currency)
+    checks.text("card_token", card_token, max_length=CARD_TOKEN_LENGTH_MAX)
+    checks.text("reference", reference, optional=True)
     checks.done()
-    token = request.card_token
-    return AuthorizeWish(
-        request.merchant_id, amount.amount_minor, amount.currency, token, request.reference, card_of(token)
-    )
+    return AuthorizeWish(merchant_id, amount_minor, currency, card_token, reference, card_of(card_token))
 
 
 def void_wish(request: pb.VoidRequest) -> VoidWish:
@@ -66,7 +64,9 @@ def authorize_outcome(command: Command[AuthorizeWish], standing: Operation) -> O
         refusal = domain.repeat_refusal(standing, Kind.AUTHORIZE, command.key, command.fingerprint)
         if refusal is not None:
             return Failed(refusal)
-    return Answer(pb.AuthorizeResponse(authorization=message_of(domain.authorization(standing))), replayed)
+    response = pb.AuthorizeResponse()
+    _fill(response.authorization, domain.authorization(standing))
+    return Answer(response, replayed)
 
 
 def void_outcome(
@@ -107,25 +107,37 @@ def merchants_of(request: pb.BatchAuthorizeRequest | pb.BatchVoidRequest) -> set
 
 
 def message_of(authorization: Authorization) -> pb.Authorization:
-    """An amount that nobody knows, because the call never arrived, is left unset."""
-    amount = None
-    if authorization.amount_minor is not None and authorization.currency is not None:
-        amount = money_pb2.Money(amount_minor=authorization.amount_minor, currency=authorization.currency)
-    return pb.Authorization(
-        authorization_id=authorization.authorization_id,
-        merchant_id=authorization.merchant_id,
-        idempotency_key=authorization.key,
-        amount=amount,
-        state=_STATES[authorization.state],
-        auth_code=authorization.auth_code,
-        decline_reason=authorization.decline_reason,
-        created_at=_timestamp(authorization.created_at),
+    """An authorization on the wire."""
+    message = pb.Authorization()
+    _fill(message, authorization)
+    return message
+
+
+def _fill(message: pb.Authorization, authorization: Authorization) -> None:
+    message.CopyFrom(
+        _shared(
+            authorization.merchant_id,
+            authorization.currency,
+            authorization.state,
+            authorization.decline_reason,
+            authorization.created_at,
+        )
     )
+    message.authorization_id = authorization.authorization_id
+    message.idempotency_key = authorization.key
+    message.auth_code = authorization.auth_code
+    if authorization.amount_minor is not None:
+        message.amount.amount_minor = authorization.amount_minor
 
 
-@lru_cache(maxsize=256)
-def _timestamp(at: datetime) -> Timestamp:
-    """All operations of a set share one instant; it is converted once and copied from then on."""
-    message = Timestamp()
-    message.FromDatetime(at)
+@lru_cache(maxsize=SHARED_REMEMBERED)
+def _shared(
+    merchant_id: str, currency: str | None, state: State, decline_reason: str, created_at: datetime
+) -> pb.Authorization:
+    """What most authorizations of a set have in common, only ever to be copied: that takes half the time of a message
+    filled field by field. An amount that nobody knows, because the call never arrived, is left unset."""
+    message = pb.Authorization(merchant_id=merchant_id, state=_STATES[state], decline_reason=decline_reason)
+    if currency is not None:
+        message.amount.currency = currency
+    message.created_at.FromDatetime(created_at)
     return message
