@@ -46,7 +46,7 @@ class Limits:
     """Larger sets gain little more per item and make everyone in them wait longer."""
     sets_in_flight_max: int = 2
     """Two keep both the event loop and the database busy; more only fight for the same rows."""
-    company: int = 64
+    company: int = 128
     """A set of this size is worth starting beside one that is under way; a smaller one lingers."""
     linger_ms: float = 20.0
     """How long a small set lingers while another is under way; without one it does not linger at all. About what a set
@@ -72,6 +72,28 @@ class _Group(Generic[C, O]):
     outcomes: list[O | None]
     taken: int
     missing: int
+
+
+async def within(future: asyncio.Future[Any], deadline: Deadline) -> None:
+    """Wait until `future` is done, at most until the deadline, and leave it alone. `asyncio.wait` does the same for
+    many, and was an eighth of what a single call costs."""
+    if future.done():
+        return
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+
+    def wake(_: object = None) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    future.add_done_callback(wake)
+    timer = loop.call_later(deadline.remaining(), wake)
+    try:
+        await waiter
+    finally:
+        timer.cancel()
+        if not future.done():
+            future.remove_done_callback(wake)
 
 
 class Coalescer(Generic[C, O]):
@@ -125,7 +147,7 @@ class Coalescer(Generic[C, O]):
         if single and self._expected:
             self._expected -= 1
         self._pump()
-        await asyncio.wait((done,), timeout=deadline.remaining())
+        await within(done, deadline)
         return group.outcomes
 
     def answered(self) -> None:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 SET_SIZE_MAX = 256
 SETS_IN_FLIGHT_MAX = 4
 """A slow set or two leave room for others; more at once would only make them smaller."""
-COMPANY = 64
+COMPANY = 128
 """A set of this size is worth starting beside one that is under way."""
 LINGER_SECONDS = 0.02
 """How long a smaller one waits for that; about what a set takes."""

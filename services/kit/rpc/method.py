@@ -18,7 +18,7 @@ from opentelemetry import trace
 
 from services.kit import metrics, telemetry
 from services.kit.checks import check_key
-from services.kit.coalescer import Coalescer, Limits
+from services.kit.coalescer import Coalescer, Limits, within
 from services.kit.deadline import Deadline
 from services.kit.errors import InProgress, Invalid, Overloaded, PaymeshError
 from services.kit.idempotency import IN_PROGRESS_RETRY_AFTER_MS, as_replay
@@ -123,10 +123,9 @@ class SetMethod(Generic[R, M]):
             # One after the other: what was accepted together mostly ends together, and is done when the first is. To
             # wait for all of them at once costs a callback each.
             if isinstance(outcome, Pending) and not outcome.outcome.done():
-                remaining = deadline.remaining()
-                if not remaining:
+                if deadline.expired():
                     break
-                await asyncio.wait((outcome.outcome,), timeout=remaining)
+                await within(outcome.outcome, deadline)
         return [_settled(outcome) for outcome in accepted]
 
     async def _observed(
