@@ -90,7 +90,7 @@ def _overall(measured: Sequence[Measured]) -> float:
 
 def _cpu_us(measured: Sequence[Measured]) -> float:
     seconds = sum(sum(one.cpu_seconds.values()) for one in measured)
-    return rate(1, sum(one.in_database for one in measured)) * seconds * 1_000_000
+    return rate(1, sum(one.done for one in measured)) * seconds * 1_000_000
 
 
 def _told(

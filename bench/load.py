@@ -20,13 +20,14 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import grpc.aio
 
 from bench.callers import Call, Caller, Requests
+from bench.calls import Pings
 from bench.floor import Writers
 from bench.methods import METHODS
 from bench.orders import Buyers
@@ -40,8 +41,18 @@ WARM_UP_NUMBERS = 1_000_000
 """So many numbers of a task are for its warm-up."""
 PROGRESS_SECONDS = 0.25
 
-Run = Callable[[Tally, tuple[str, ...], float], Awaitable[None]]
-"""Sends on behalf of these merchants until then, and waits for the last answer."""
+
+class Work(Protocol):
+    """What is done in a phase."""
+
+    async def open(self) -> None:
+        """Connect."""
+
+    async def run(self, tally: Tally, merchants: tuple[str, ...], until: float) -> None:
+        """Send on behalf of these merchants until then, and wait for the last answer."""
+
+    async def close(self) -> None:
+        """Close the connections."""
 
 
 def emit(event: str, **fields: Any) -> None:
@@ -84,7 +95,7 @@ class Callers:
             await channel.close()
 
     async def run(self, tally: Tally, merchants: tuple[str, ...], until: float) -> None:
-        """See `Run`."""
+        """See `Work`."""
         requests = self._requests[merchants]
         callers = []
         for number in range(self._task.callers):
@@ -109,9 +120,12 @@ class Callers:
         return chain(ready, endless)
 
 
+_WORK: Mapping[What, Callable[[Task], Work]] = {What.ROWS: Writers, What.CALLS: Pings}
+
+
 async def carry_out(task: Task) -> None:
     """Warm up, measure, tell."""
-    work = Writers(task) if task.what is What.ROWS else Callers(task)
+    work: Work = _WORK.get(task.what, Callers)(task)
     await work.open()
     try:
         _tame_the_collector()

@@ -27,6 +27,7 @@ class What(StrEnum):
     ORDERS = "orders"
     AUTHORIZATIONS = "authorizations"
     ROWS = "rows"
+    CALLS = "calls"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class Phase:
 
 FLOOR_CONNECTIONS = 2
 FLOOR_ROWS_PER_COMMIT = 250
+FLOOR_CALLERS = 64
 
 
 def all_phases(callers: int = CALLERS_DEFAULT, batch_size: int = BATCH_SIZE_DEFAULT) -> tuple[Phase, ...]:
@@ -70,6 +72,14 @@ def all_phases(callers: int = CALLERS_DEFAULT, batch_size: int = BATCH_SIZE_DEFA
             callers=FLOOR_CONNECTIONS,
             batch_size=FLOOR_ROWS_PER_COMMIT,
             weight=4,
+        ),
+        Phase(
+            name="floor_calls",
+            title="bare gRPC calls",
+            what=What.CALLS,
+            callers=FLOOR_CALLERS,
+            channels=2,
+            weight=3,
         ),
         Phase(
             name="idle_order",

@@ -76,8 +76,8 @@ class Measured:
 
     phase: Phase
     tally: Tally
-    in_database: int
-    """Items of the phase that the database has in the state that counts."""
+    in_database: int | None
+    """Items of the phase that the database has in the state that counts; None for a phase that leaves nothing there."""
     cpu_seconds: Mapping[str, float]
     """By process, the load generator included."""
     machine_busy_seconds: float
@@ -85,9 +85,14 @@ class Measured:
     shed: int
 
     @property
+    def done(self) -> int:
+        """Items that count: those in the database, if that is where they go."""
+        return self.tally.succeeded if self.in_database is None else self.in_database
+
+    @property
     def per_second(self) -> float:
-        """Items in the database by the time from the first send to the last answer."""
-        return rate(self.in_database, self.tally.seconds)
+        """Items that count by the time from the first send to the last answer."""
+        return rate(self.done, self.tally.seconds)
 
     @property
     def cores_busy_of_others(self) -> float:
@@ -98,14 +103,14 @@ class Measured:
         """What makes the figures worthless."""
         found = []
         name = self.phase.name
-        if self.in_database != self.tally.succeeded:
+        if self.done != self.tally.succeeded:
             found.append(
-                f"{name}: the callers were told of {self.tally.succeeded:,}, the database has {self.in_database:,}"
+                f"{name}: the callers were told of {self.tally.succeeded:,}, the database has {self.done:,}"
             )
         if self.tally.failed:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.tally.failed.most_common(5))
             found.append(f"{name}: {self.tally.failed.total():,} failed ({reasons})")
-        if not self.in_database:
+        if not self.done:
             found.append(f"{name}: nothing was done")
         return found
 
@@ -134,10 +139,10 @@ class Measured:
         }
 
     def _cpu_us_per_item(self) -> dict[str, float]:
-        if not self.in_database:
+        if not self.done:
             return {}
         used = {**self.cpu_seconds, "total": sum(self.cpu_seconds.values())}
-        return {name: round(seconds * 1_000_000 / self.in_database, 1) for name, seconds in used.items()}
+        return {name: round(seconds * 1_000_000 / self.done, 1) for name, seconds in used.items()}
 
 
 def latencies(tally: Tally) -> dict[str, float | None]:
@@ -157,6 +162,9 @@ def headline(measured: Sequence[Measured]) -> dict[str, float | None]:
         name = one.phase.name
         if one.phase.what is What.ROWS:
             figures["floor_rows_per_s"] = round(one.per_second, 1)
+            continue
+        if one.phase.what is What.CALLS:
+            figures["floor_calls_per_s"] = round(one.per_second, 1)
             continue
         if one.phase.measures_rate:
             figures[f"{name}_per_s"] = round(one.per_second, 1)

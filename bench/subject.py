@@ -57,6 +57,8 @@ class Subject:
         """Where such a phase sends: a gRPC target, or a DSN."""
         if what is What.ROWS:
             return self.floor_dsn()
+        if what is What.CALLS:
+            return self.mesh.targets["orchestrator"]
         return self.mesh.targets[_COUNTS[what][0]]
 
     def floor_dsn(self) -> str:
@@ -66,8 +68,11 @@ class Subject:
         self._floor_dsn = self._floor_dsn or server.create_database("bench_floor")
         return self._floor_dsn
 
-    async def count(self, phase: Phase, merchants: Iterable[str]) -> int:
-        """Items of these merchants that the database has in the state that counts."""
+    async def count(self, phase: Phase, merchants: Iterable[str]) -> int | None:
+        """Items of these merchants that the database has in the state that counts; None for a phase that leaves
+        nothing in one."""
+        if phase.what is What.CALLS:
+            return None
         if phase.what is What.ROWS:
             dsn, rows = self.floor_dsn(), f"{TABLE} WHERE"
         else:

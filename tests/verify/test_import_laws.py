@@ -24,11 +24,12 @@ STANDARD_IO = {
 # Reading an address is arithmetic, wherever the function lives.
 STANDARD_PURE = {"socket.AF_INET", "socket.AF_INET6", "socket.inet_ntop", "socket.inet_pton"}
 PURE_KIT = {
-    f"services.kit.{name}" for name in ("backoff", "checks", "clock", "deadline", "errors", "ids", "money")
+    f"services.kit.{name}"
+    for name in ("backoff", "checks", "clock", "deadline", "errors", "ids", "money", "statements")
 }
 # What the pure half of the kit stands on: tables and numbers.
 PURE_LIBRARIES = {"iso4217", "uuid_utils"}
-STORES = {f"services.kit.{name}" for name in ("db", "idempotency", "migrate", "outbox", "process")}
+STORES = {f"services.kit.{name}" for name in ("db", "idempotency", "migrate", "outbox", "process", "session")}
 
 
 def _module(path: Path) -> str:
