@@ -151,6 +151,16 @@ async def test_an_address_counts_its_cards_once_each_and_only_with_small_payment
     assert await cards("f", "t4", after_seconds=601) == 1
 
 
+async def test_a_set_may_have_more_windows_than_one_command_takes(open_windows: Open, client: Valkey) -> None:
+    windows = open_windows()
+    for hours in range(2):  # in the second hour all of them lie on the older shelf
+        for n in range(1, 3):
+            at = START + timedelta(minutes=55 + hours * 10)
+            many = [_sighting(f"{hours}/{n}/{m}", card_token=f"t{m}") for m in range(1_100)]
+            counted = await _count(windows, at, *many)
+            assert {c[_place("card_long_count")] for c in counted} == {2 * hours + n}
+
+
 async def test_an_ipv6_customer_cannot_escape_by_changing_its_address(
     open_windows: Open, client: Valkey
 ) -> None:
