@@ -10,7 +10,8 @@ PYTHON ?= $(shell for p in /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/pyth
 
 BIN := .venv/bin
 READY := .venv/.ready
-PYTEST := $(BIN)/python -m pytest --durations=15 -q
+# Two files at a time: most of a test's time is spent waiting for processes that start.
+PYTEST := $(BIN)/python -m pytest --durations=15 -q -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # A folder that was moved or copied brings a .venv along whose programs point to the old place.

@@ -175,6 +175,10 @@ def headline(measured: Sequence[Measured]) -> dict[str, float | None]:
     for name in ("orders", "authorizations"):
         if (per_second := figures.get(f"{name}_per_s")) is not None:
             figures[f"{name}_per_floor_row"] = ratio(per_second, floor)
+    bare = figures.get("floor_calls_per_s")
+    for name in ("orders_64_callers", "orders_512_callers"):
+        if bare and (per_second := figures.get(f"{name}_per_s")) is not None:
+            figures[f"{name}_per_floor_call"] = ratio(per_second, bare)
     return figures
 
 

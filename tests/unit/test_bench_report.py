@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -125,6 +126,15 @@ def test_an_idle_caller_has_latencies_and_no_rate() -> None:
     }
 
 
+def test_orders_in_single_calls_are_compared_with_bare_calls() -> None:
+    calls = replace(measured("floor_calls", told=4_000, found=0), in_database=None)
+    figures = headline([calls, measured("orders_64_callers", told=400, found=400)])
+    assert figures["floor_calls_per_s"] == 2_000.0
+    assert figures["orders_64_callers_per_floor_call"] == 0.1
+    assert calls.problems() == []
+    assert calls.to_json()["succeeded_in_database"] is None
+
+
 def test_without_a_floor_there_is_no_ratio() -> None:
     assert headline([measured("orders")])["orders_per_floor_row"] is None
 
@@ -158,7 +168,7 @@ def test_the_seconds_are_shared_out_to_the_last() -> None:
 def test_phases_are_chosen_by_name_and_run_in_their_own_order() -> None:
     assert [phase.name for phase in choose(all_phases(), ["orders", "floor"])] == ["floor", "orders"]
     assert choose(all_phases(), []) == all_phases()
-    with pytest.raises(ValueError, match="no phase 'order'; there are floor, idle_order, orders"):
+    with pytest.raises(ValueError, match="no phase 'order'; there are floor, floor_calls, idle_order"):
         choose(all_phases(), ["floor", "order"])
 
 
