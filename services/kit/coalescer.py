@@ -219,10 +219,12 @@ class Coalescer(Generic[C, O]):
         self._pump()
 
     def _watch(self, outcomes: Sequence[O]) -> None:
-        """A small set whose work goes on elsewhere is a wave until all of it has ended."""
+        """A small set whose work goes on elsewhere is a wave until all of it has ended, or for as long as one lingers:
+        a straggler holds up nobody."""
         rests = [rest for outcome in outcomes if (rest := self._rest(outcome)) is not None]
         if rests:
-            wave = asyncio.create_task(asyncio.wait(rests), name=f"wave:{self._name}")
+            ended = asyncio.wait(rests, timeout=self._limits.linger_ms / 1000)
+            wave = asyncio.create_task(ended, name=f"wave:{self._name}")
             self._waves.add(wave)
             wave.add_done_callback(self._ended)
 

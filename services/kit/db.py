@@ -192,9 +192,11 @@ class Database:
         try:
             session.begin_flights()
             yield session
-        except _CommitHangs as error:
-            commit = error.commit
-            raise Unknown("COMMIT_UNKNOWN", "the database has not confirmed the commit in time") from error
+        except _CommitLeft as left:
+            commit = left.commit
+            if left.cancelled:
+                raise asyncio.CancelledError from None
+            raise Unknown("COMMIT_UNKNOWN", "the database has not confirmed the commit in time") from None
         finally:
             if commit is None:
                 await self._give_back(session)
@@ -212,7 +214,7 @@ class Database:
         await self._pool.putconn(session)
 
     async def _outlive(self, session: Session, commit: asyncio.Task[None]) -> None:
-        """Let a commit that hangs come to its own end, then give its connection back."""
+        """Let a commit that was left alone come to its own end, then give its connection back."""
         await asyncio.wait((commit,))
         log.warning("a commit that nobody waited for any more has ended")
         with contextlib.suppress(Exception):
@@ -221,22 +223,26 @@ class Database:
         await self._pool.putconn(session)
 
 
-class _CommitHangs(Exception):
-    """The server has not confirmed a COMMIT in time. It is left alone: to cancel one that waits for a standby would
-    make it visible without making it safe."""
+class _CommitLeft(Exception):
+    """The server has not confirmed a COMMIT in time, or whoever waited for it has gone away. It is left alone: to
+    cancel one that waits for a standby would make it visible without making it safe."""
 
-    def __init__(self, commit: asyncio.Task[None]) -> None:
-        super().__init__("COMMIT hangs")
+    def __init__(self, commit: asyncio.Task[None], *, cancelled: bool) -> None:
+        super().__init__("COMMIT was left alone")
         self.commit = commit
+        self.cancelled = cancelled
 
 
 async def _commit(session: Session, seconds: float) -> None:
     """Send COMMIT, and with it what the work has left for later. Raises FlightFailed with `last` for COMMIT itself."""
     statement = session.queue("COMMIT")
     commit = asyncio.create_task(session.fly())
-    done, _ = await asyncio.wait((commit,), timeout=seconds)
+    try:
+        done, _ = await asyncio.wait((commit,), timeout=seconds)
+    except asyncio.CancelledError:
+        raise _CommitLeft(commit, cancelled=True) from None
     if not done:
-        raise _CommitHangs(commit)
+        raise _CommitLeft(commit, cancelled=False)
     commit.result()
     if statement.answer is None or statement.answer.command_status != b"COMMIT":
         # The work went on after one of its statements had failed, and the server rolled back without an error.
@@ -264,7 +270,7 @@ async def _once(session: Session, work: Callable[[Transaction], Awaitable[T]], u
         committing = True
         await _commit(session, until.remaining() + GRACE_SECONDS)
         return result
-    except _CommitHangs:
+    except _CommitLeft:
         raise
     except TimeoutError as error:
         # The server itself no longer answers: what this connection does is anyone's guess.

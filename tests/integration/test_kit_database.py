@@ -499,6 +499,28 @@ async def test_a_commit_that_hangs_is_unknown_and_comes_to_its_own_end(
             await asyncio.sleep(0.01)
 
 
+async def test_a_caller_who_goes_away_during_a_commit_leaves_it_alone(
+    dsn: str, database: Database, other: Connection
+) -> None:
+    pids: list[int] = []
+
+    async def work(tx: Transaction) -> None:
+        pids.append(await pid_of(tx))
+        tx.later("INSERT INTO counters VALUES ('slow', 1)")
+
+    running = asyncio.create_task(database.transact(work))
+    await until_active(other, "COMMIT")
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, 1)
+    await until_active(other, "COMMIT")  # it goes on, and nobody has spoken into it
+    assert await database.transact(pid_of) not in pids
+    await kill(other, pids[0])
+    async with asyncio.timeout(5):
+        while database._outliving:
+            await asyncio.sleep(0.01)
+
+
 async def test_a_read_that_is_not_answered_is_given_up(
     database: Database, other: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,6 +196,14 @@ async def test_small_sets_whose_work_goes_on_are_waves_and_another_one_lingers()
     assert await asyncio.wait_for(lingering, 5) == ["F"]
 
 
+async def test_a_straggler_of_a_wave_holds_up_nobody_for_ever() -> None:
+    kitchen = Kitchen(linger_ms=20, waves_max=1)
+    kitchen.goes_on = {"A": asyncio.Future()}
+    assert await kitchen.order("a") == ["A"]
+    await asyncio.sleep(0.03)
+    assert await asyncio.wait_for(kitchen.order("b"), 0.015) == ["B"]
+
+
 async def test_singles_that_lingered_gather_only_briefly_once_nothing_is_under_way() -> None:
     kitchen = Kitchen(linger_ms=NEVER_MS, gather_ms=1)
     kitchen.gate = asyncio.Semaphore(0)
