@@ -31,13 +31,15 @@ class _AuthorizationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Au
     AUTHORIZATION_STATE_UNSPECIFIED: _AuthorizationState.ValueType  # 0
     """Never sent."""
     AUTHORIZATION_STATE_APPROVED: _AuthorizationState.ValueType  # 1
-    """The amount is held."""
+    """The amount is held, less what was captured."""
     AUTHORIZATION_STATE_DECLINED: _AuthorizationState.ValueType  # 2
     """The bank said no. Final."""
     AUTHORIZATION_STATE_VOIDED: _AuthorizationState.ValueType  # 3
     """The hold is gone. Final."""
     AUTHORIZATION_STATE_CANCELLED: _AuthorizationState.ValueType  # 4
     """Cancelled by key before it arrived. Final."""
+    AUTHORIZATION_STATE_CAPTURED: _AuthorizationState.ValueType  # 5
+    """Captured in full, or in part by a final capture: nothing is held any more."""
 
 class AuthorizationState(_AuthorizationState, metaclass=_AuthorizationStateEnumTypeWrapper):
     """Where an authorization stands at the bank."""
@@ -45,14 +47,84 @@ class AuthorizationState(_AuthorizationState, metaclass=_AuthorizationStateEnumT
 AUTHORIZATION_STATE_UNSPECIFIED: AuthorizationState.ValueType  # 0
 """Never sent."""
 AUTHORIZATION_STATE_APPROVED: AuthorizationState.ValueType  # 1
-"""The amount is held."""
+"""The amount is held, less what was captured."""
 AUTHORIZATION_STATE_DECLINED: AuthorizationState.ValueType  # 2
 """The bank said no. Final."""
 AUTHORIZATION_STATE_VOIDED: AuthorizationState.ValueType  # 3
 """The hold is gone. Final."""
 AUTHORIZATION_STATE_CANCELLED: AuthorizationState.ValueType  # 4
 """Cancelled by key before it arrived. Final."""
+AUTHORIZATION_STATE_CAPTURED: AuthorizationState.ValueType  # 5
+"""Captured in full, or in part by a final capture: nothing is held any more."""
 Global___AuthorizationState: _TypeAlias = AuthorizationState  # noqa: Y015
+
+class _OperationKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OperationKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OperationKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OPERATION_KIND_UNSPECIFIED: _OperationKind.ValueType  # 0
+    """Never sent."""
+    OPERATION_KIND_AUTHORIZE: _OperationKind.ValueType  # 1
+    """Authorize."""
+    OPERATION_KIND_VOID: _OperationKind.ValueType  # 2
+    """Void, also the one that a CancelByKey makes."""
+    OPERATION_KIND_CAPTURE: _OperationKind.ValueType  # 3
+    """Capture."""
+    OPERATION_KIND_REFUND: _OperationKind.ValueType  # 4
+    """Refund."""
+    OPERATION_KIND_INCREMENT: _OperationKind.ValueType  # 5
+    """IncrementAuthorization."""
+
+class OperationKind(_OperationKind, metaclass=_OperationKindEnumTypeWrapper):
+    """What an operation does."""
+
+OPERATION_KIND_UNSPECIFIED: OperationKind.ValueType  # 0
+"""Never sent."""
+OPERATION_KIND_AUTHORIZE: OperationKind.ValueType  # 1
+"""Authorize."""
+OPERATION_KIND_VOID: OperationKind.ValueType  # 2
+"""Void, also the one that a CancelByKey makes."""
+OPERATION_KIND_CAPTURE: OperationKind.ValueType  # 3
+"""Capture."""
+OPERATION_KIND_REFUND: OperationKind.ValueType  # 4
+"""Refund."""
+OPERATION_KIND_INCREMENT: OperationKind.ValueType  # 5
+"""IncrementAuthorization."""
+Global___OperationKind: _TypeAlias = OperationKind  # noqa: Y015
+
+class _OperationState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OperationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OperationState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OPERATION_STATE_UNSPECIFIED: _OperationState.ValueType  # 0
+    """Never sent."""
+    OPERATION_STATE_DONE: _OperationState.ValueType  # 1
+    """It was carried out. A void of what had been voided before is DONE, too."""
+    OPERATION_STATE_DECLINED: _OperationState.ValueType  # 2
+    """The card's bank said no."""
+    OPERATION_STATE_REFUSED: _OperationState.ValueType  # 3
+    """The bank would not do it: `reason` says why."""
+    OPERATION_STATE_CANCELLED: _OperationState.ValueType  # 4
+    """An authorization that was cancelled by key before it arrived."""
+
+class OperationState(_OperationState, metaclass=_OperationStateEnumTypeWrapper):
+    """What an operation came to. It never changes."""
+
+OPERATION_STATE_UNSPECIFIED: OperationState.ValueType  # 0
+"""Never sent."""
+OPERATION_STATE_DONE: OperationState.ValueType  # 1
+"""It was carried out. A void of what had been voided before is DONE, too."""
+OPERATION_STATE_DECLINED: OperationState.ValueType  # 2
+"""The card's bank said no."""
+OPERATION_STATE_REFUSED: OperationState.ValueType  # 3
+"""The bank would not do it: `reason` says why."""
+OPERATION_STATE_CANCELLED: OperationState.ValueType  # 4
+"""An authorization that was cancelled by key before it arrived."""
+Global___OperationState: _TypeAlias = OperationState  # noqa: Y015
 
 class _FaultKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -106,6 +178,12 @@ class _FaultTargetEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FaultTarg
     """LookupByKey."""
     FAULT_TARGET_CANCEL: _FaultTarget.ValueType  # 4
     """CancelByKey."""
+    FAULT_TARGET_CAPTURE: _FaultTarget.ValueType  # 5
+    """Capture."""
+    FAULT_TARGET_REFUND: _FaultTarget.ValueType  # 6
+    """Refund."""
+    FAULT_TARGET_INCREMENT: _FaultTarget.ValueType  # 7
+    """IncrementAuthorization."""
 
 class FaultTarget(_FaultTarget, metaclass=_FaultTargetEnumTypeWrapper):
     """Which operations a fault strikes."""
@@ -120,6 +198,12 @@ FAULT_TARGET_LOOKUP: FaultTarget.ValueType  # 3
 """LookupByKey."""
 FAULT_TARGET_CANCEL: FaultTarget.ValueType  # 4
 """CancelByKey."""
+FAULT_TARGET_CAPTURE: FaultTarget.ValueType  # 5
+"""Capture."""
+FAULT_TARGET_REFUND: FaultTarget.ValueType  # 6
+"""Refund."""
+FAULT_TARGET_INCREMENT: FaultTarget.ValueType  # 7
+"""IncrementAuthorization."""
 Global___FaultTarget: _TypeAlias = FaultTarget  # noqa: Y015
 
 @_typing.final
@@ -150,7 +234,7 @@ class Authorization(_message.Message):
     """UPPER_SNAKE, for example "INSUFFICIENT_FUNDS"; empty unless declined."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
-        """The amount."""
+        """The amount that was asked for at first."""
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
@@ -175,6 +259,66 @@ class Authorization(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Authorization: _TypeAlias = Authorization  # noqa: Y015
+
+@_typing.final
+class Operation(_message.Message):
+    """The bank's record of one operation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    AUTHORIZATION_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    operation_id: _builtins.str
+    """Identifier at the bank: "auth_…", "void_…", "cap_…", "ref_…" or "inc_…"."""
+    merchant_id: _builtins.str
+    """Merchant account that it was for."""
+    idempotency_key: _builtins.str
+    """The key that it was sent under; empty for the void of a CancelByKey."""
+    kind: Global___OperationKind.ValueType
+    """What it does."""
+    state: Global___OperationState.ValueType
+    """What it came to."""
+    authorization_id: _builtins.str
+    """The authorization that it made or was about."""
+    reason: _builtins.str
+    """Why it was declined or refused, UPPER_SNAKE; empty otherwise."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much was held, let go, taken or given back, or would have been; unset
+        when nobody knows.
+        """
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it arrived."""
+
+    def __init__(
+        self,
+        *,
+        operation_id: _builtins.str = ...,
+        merchant_id: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+        kind: Global___OperationKind.ValueType = ...,
+        state: Global___OperationState.ValueType = ...,
+        authorization_id: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+        reason: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "created_at", b"created_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "authorization_id", b"authorization_id", "created_at", b"created_at", "idempotency_key", b"idempotency_key", "kind", b"kind", "merchant_id", b"merchant_id", "operation_id", b"operation_id", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Operation: _TypeAlias = Operation  # noqa: Y015
 
 @_typing.final
 class Fault(_message.Message):
@@ -639,6 +783,526 @@ class BatchVoidResponse(_message.Message):
 Global___BatchVoidResponse: _TypeAlias = BatchVoidResponse  # noqa: Y015
 
 @_typing.final
+class CaptureRequest(_message.Message):
+    """See Capture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    AUTHORIZATION_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """Merchant account at the bank, 1 to 64 characters."""
+    authorization_id: _builtins.str
+    """The authorization, 1 to 64 characters."""
+    final: _builtins.bool
+    """True to let go of what is held beyond it."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much."""
+
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        authorization_id: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+        final: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "authorization_id", b"authorization_id", "final", b"final", "merchant_id", b"merchant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaptureRequest: _TypeAlias = CaptureRequest  # noqa: Y015
+
+@_typing.final
+class CaptureResponse(_message.Message):
+    """See Capture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> Global___Operation:
+        """The capture, DONE."""
+
+    def __init__(
+        self,
+        *,
+        operation: Global___Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaptureResponse: _TypeAlias = CaptureResponse  # noqa: Y015
+
+@_typing.final
+class CaptureItem(_message.Message):
+    """One Capture in a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Idempotency key of this item, 1 to 255 printable ASCII characters."""
+    traceparent: _builtins.str
+    """W3C traceparent of this item; empty when it is not traced."""
+    @_builtins.property
+    def request(self) -> Global___CaptureRequest:
+        """The command."""
+
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+        request: Global___CaptureRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "request", b"request", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaptureItem: _TypeAlias = CaptureItem  # noqa: Y015
+
+@_typing.final
+class CaptureResult(_message.Message):
+    """What became of one Capture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True when the outcome is that of an earlier call with the key."""
+    @_builtins.property
+    def response(self) -> Global___CaptureResponse:
+        """It was done, now or by an earlier call with the key."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """It was not."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___CaptureResponse | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "replayed", b"replayed", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___CaptureResult: _TypeAlias = CaptureResult  # noqa: Y015
+
+@_typing.final
+class BatchCaptureRequest(_message.Message):
+    """See BatchCapture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CaptureItem]:
+        """1 to 1,000 commands."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___CaptureItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCaptureRequest: _TypeAlias = BatchCaptureRequest  # noqa: Y015
+
+@_typing.final
+class BatchCaptureResponse(_message.Message):
+    """See BatchCapture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CaptureResult]:
+        """One per item, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___CaptureResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCaptureResponse: _TypeAlias = BatchCaptureResponse  # noqa: Y015
+
+@_typing.final
+class RefundRequest(_message.Message):
+    """See Refund."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    AUTHORIZATION_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """Merchant account at the bank, 1 to 64 characters."""
+    authorization_id: _builtins.str
+    """The authorization, 1 to 64 characters."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much."""
+
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        authorization_id: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "authorization_id", b"authorization_id", "merchant_id", b"merchant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundRequest: _TypeAlias = RefundRequest  # noqa: Y015
+
+@_typing.final
+class RefundResponse(_message.Message):
+    """See Refund."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> Global___Operation:
+        """The refund, DONE."""
+
+    def __init__(
+        self,
+        *,
+        operation: Global___Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundResponse: _TypeAlias = RefundResponse  # noqa: Y015
+
+@_typing.final
+class RefundItem(_message.Message):
+    """One Refund in a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Idempotency key of this item, 1 to 255 printable ASCII characters."""
+    traceparent: _builtins.str
+    """W3C traceparent of this item; empty when it is not traced."""
+    @_builtins.property
+    def request(self) -> Global___RefundRequest:
+        """The command."""
+
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+        request: Global___RefundRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "request", b"request", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundItem: _TypeAlias = RefundItem  # noqa: Y015
+
+@_typing.final
+class RefundResult(_message.Message):
+    """What became of one Refund."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True when the outcome is that of an earlier call with the key."""
+    @_builtins.property
+    def response(self) -> Global___RefundResponse:
+        """It was done, now or by an earlier call with the key."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """It was not."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___RefundResponse | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "replayed", b"replayed", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___RefundResult: _TypeAlias = RefundResult  # noqa: Y015
+
+@_typing.final
+class BatchRefundRequest(_message.Message):
+    """See BatchRefund."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefundItem]:
+        """1 to 1,000 commands."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___RefundItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRefundRequest: _TypeAlias = BatchRefundRequest  # noqa: Y015
+
+@_typing.final
+class BatchRefundResponse(_message.Message):
+    """See BatchRefund."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefundResult]:
+        """One per item, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___RefundResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRefundResponse: _TypeAlias = BatchRefundResponse  # noqa: Y015
+
+@_typing.final
+class IncrementAuthorizationRequest(_message.Message):
+    """See IncrementAuthorization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    AUTHORIZATION_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """Merchant account at the bank, 1 to 64 characters."""
+    authorization_id: _builtins.str
+    """The authorization, 1 to 64 characters."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much more."""
+
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        authorization_id: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "authorization_id", b"authorization_id", "merchant_id", b"merchant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IncrementAuthorizationRequest: _TypeAlias = IncrementAuthorizationRequest  # noqa: Y015
+
+@_typing.final
+class IncrementAuthorizationResponse(_message.Message):
+    """See IncrementAuthorization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def operation(self) -> Global___Operation:
+        """The increment, DONE or DECLINED."""
+
+    def __init__(
+        self,
+        *,
+        operation: Global___Operation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IncrementAuthorizationResponse: _TypeAlias = IncrementAuthorizationResponse  # noqa: Y015
+
+@_typing.final
+class IncrementAuthorizationItem(_message.Message):
+    """One IncrementAuthorization in a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Idempotency key of this item, 1 to 255 printable ASCII characters."""
+    traceparent: _builtins.str
+    """W3C traceparent of this item; empty when it is not traced."""
+    @_builtins.property
+    def request(self) -> Global___IncrementAuthorizationRequest:
+        """The command."""
+
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+        request: Global___IncrementAuthorizationRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "request", b"request", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IncrementAuthorizationItem: _TypeAlias = IncrementAuthorizationItem  # noqa: Y015
+
+@_typing.final
+class IncrementAuthorizationResult(_message.Message):
+    """What became of one IncrementAuthorization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True when the outcome is that of an earlier call with the key."""
+    @_builtins.property
+    def response(self) -> Global___IncrementAuthorizationResponse:
+        """It was done, now or by an earlier call with the key."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """It was not."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___IncrementAuthorizationResponse | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "replayed", b"replayed", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___IncrementAuthorizationResult: _TypeAlias = IncrementAuthorizationResult  # noqa: Y015
+
+@_typing.final
+class BatchIncrementAuthorizationsRequest(_message.Message):
+    """See BatchIncrementAuthorizations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___IncrementAuthorizationItem]:
+        """1 to 1,000 commands."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___IncrementAuthorizationItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchIncrementAuthorizationsRequest: _TypeAlias = BatchIncrementAuthorizationsRequest  # noqa: Y015
+
+@_typing.final
+class BatchIncrementAuthorizationsResponse(_message.Message):
+    """See BatchIncrementAuthorizations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___IncrementAuthorizationResult]:
+        """One per item, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___IncrementAuthorizationResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchIncrementAuthorizationsResponse: _TypeAlias = BatchIncrementAuthorizationsResponse  # noqa: Y015
+
+@_typing.final
 class LookupByKeyRequest(_message.Message):
     """See LookupByKey."""
 
@@ -672,23 +1336,29 @@ class LookupByKeyResponse(_message.Message):
 
     FOUND_FIELD_NUMBER: _builtins.int
     AUTHORIZATION_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
     found: _builtins.bool
     """True when an operation has arrived under the key."""
     @_builtins.property
     def authorization(self) -> Global___Authorization:
-        """The authorization that the operation made or voided, as it stands; unset
+        """The authorization that the operation made or was about, as it stands; unset
         when none was found.
         """
+
+    @_builtins.property
+    def operation(self) -> Global___Operation:
+        """The operation itself; unset when none was found."""
 
     def __init__(
         self,
         *,
         found: _builtins.bool = ...,
         authorization: Global___Authorization | None = ...,
+        operation: Global___Operation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["authorization", b"authorization"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["authorization", b"authorization", "operation", b"operation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorization", b"authorization", "found", b"found"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorization", b"authorization", "found", b"found", "operation", b"operation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

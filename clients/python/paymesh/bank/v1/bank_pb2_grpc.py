@@ -69,6 +69,36 @@ class BankServiceStub:
                 request_serializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchVoidRequest.SerializeToString,
                 response_deserializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchVoidResponse.FromString,
                 _registered_method=True)
+        self.Capture = channel.unary_unary(
+                '/paymesh.bank.v1.BankService/Capture',
+                request_serializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.CaptureRequest.SerializeToString,
+                response_deserializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.CaptureResponse.FromString,
+                _registered_method=True)
+        self.BatchCapture = channel.unary_unary(
+                '/paymesh.bank.v1.BankService/BatchCapture',
+                request_serializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchCaptureRequest.SerializeToString,
+                response_deserializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchCaptureResponse.FromString,
+                _registered_method=True)
+        self.Refund = channel.unary_unary(
+                '/paymesh.bank.v1.BankService/Refund',
+                request_serializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.RefundRequest.SerializeToString,
+                response_deserializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.RefundResponse.FromString,
+                _registered_method=True)
+        self.BatchRefund = channel.unary_unary(
+                '/paymesh.bank.v1.BankService/BatchRefund',
+                request_serializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchRefundRequest.SerializeToString,
+                response_deserializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchRefundResponse.FromString,
+                _registered_method=True)
+        self.IncrementAuthorization = channel.unary_unary(
+                '/paymesh.bank.v1.BankService/IncrementAuthorization',
+                request_serializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.IncrementAuthorizationRequest.SerializeToString,
+                response_deserializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.IncrementAuthorizationResponse.FromString,
+                _registered_method=True)
+        self.BatchIncrementAuthorizations = channel.unary_unary(
+                '/paymesh.bank.v1.BankService/BatchIncrementAuthorizations',
+                request_serializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchIncrementAuthorizationsRequest.SerializeToString,
+                response_deserializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchIncrementAuthorizationsResponse.FromString,
+                _registered_method=True)
         self.LookupByKey = channel.unary_unary(
                 '/paymesh.bank.v1.BankService/LookupByKey',
                 request_serializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.LookupByKeyRequest.SerializeToString,
@@ -125,9 +155,11 @@ class BankServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Void(self, request, context):
-        """Lets go of a hold. A second call, also with another key, changes nothing
-        and returns the voided authorization. NOT_FOUND for an unknown
-        authorization; refused with AUTHORIZATION_DECLINED when nothing is held.
+        """Lets go of a hold, or of what captures have left of it. A second call, also
+        with another key, changes nothing and returns the voided authorization.
+        NOT_FOUND for an unknown authorization; refused with AUTHORIZATION_DECLINED
+        when there never was a hold, and with NOTHING_HELD when captures have used
+        it up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,9 +172,63 @@ class BankServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Capture(self, request, context):
+        """Takes money that is held. Several captures of one authorization are several
+        operations; their sum never exceeds what is authorized. Refused with
+        AUTHORIZATION_DECLINED (there never was a hold), AUTHORIZATION_VOIDED (it
+        was let go), CAPTURE_EXCEEDS_HOLD or CURRENCY_MISMATCH; a refusal is final
+        for its key. NOT_FOUND for an unknown authorization.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCapture(self, request, context):
+        """Capture for a list, decided in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Refund(self, request, context):
+        """Gives captured money back. Several refunds of one authorization are several
+        operations; their sum never exceeds what was captured. Refused with
+        AUTHORIZATION_DECLINED (there never was a hold), REFUND_EXCEEDS_CAPTURED or
+        CURRENCY_MISMATCH; a refusal is final for its key. NOT_FOUND for an unknown
+        authorization.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchRefund(self, request, context):
+        """Refund for a list, decided in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IncrementAuthorization(self, request, context):
+        """Holds more on the card of an authorization. A decline is a result, not an
+        error: read `state` of the operation. Refused with AUTHORIZATION_DECLINED
+        (there never was a hold), AUTHORIZATION_VOIDED, AUTHORIZATION_CAPTURED (some
+        of it was captured) or CURRENCY_MISMATCH; a refusal is final for its key.
+        NOT_FOUND for an unknown authorization.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchIncrementAuthorizations(self, request, context):
+        """IncrementAuthorization for a list, decided in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LookupByKey(self, request, context):
-        """What became of the operation that was sent under a key: reads only, and
-        says so when none has arrived.
+        """What became of the operation of any kind that was sent under a key: reads
+        only, and says so when none has arrived.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,6 +245,8 @@ class BankServiceServicer:
         """Sees to it that the authorization under a key holds nothing: an approved
         one is voided, one that has not arrived will be refused when it does. A
         second call changes nothing and returns the same. Takes no key of its own.
+        Refused with NOT_AN_AUTHORIZATION for the key of another operation, and with
+        AUTHORIZATION_CAPTURED when some of it was captured.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,6 +279,36 @@ def add_BankServiceServicer_to_server(servicer, server):
                     servicer.BatchVoid,
                     request_deserializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchVoidRequest.FromString,
                     response_serializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchVoidResponse.SerializeToString,
+            ),
+            'Capture': grpc.unary_unary_rpc_method_handler(
+                    servicer.Capture,
+                    request_deserializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.CaptureRequest.FromString,
+                    response_serializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.CaptureResponse.SerializeToString,
+            ),
+            'BatchCapture': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCapture,
+                    request_deserializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchCaptureRequest.FromString,
+                    response_serializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchCaptureResponse.SerializeToString,
+            ),
+            'Refund': grpc.unary_unary_rpc_method_handler(
+                    servicer.Refund,
+                    request_deserializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.RefundRequest.FromString,
+                    response_serializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.RefundResponse.SerializeToString,
+            ),
+            'BatchRefund': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchRefund,
+                    request_deserializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchRefundRequest.FromString,
+                    response_serializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchRefundResponse.SerializeToString,
+            ),
+            'IncrementAuthorization': grpc.unary_unary_rpc_method_handler(
+                    servicer.IncrementAuthorization,
+                    request_deserializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.IncrementAuthorizationRequest.FromString,
+                    response_serializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.IncrementAuthorizationResponse.SerializeToString,
+            ),
+            'BatchIncrementAuthorizations': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchIncrementAuthorizations,
+                    request_deserializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchIncrementAuthorizationsRequest.FromString,
+                    response_serializer=paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchIncrementAuthorizationsResponse.SerializeToString,
             ),
             'LookupByKey': grpc.unary_unary_rpc_method_handler(
                     servicer.LookupByKey,
@@ -353,6 +471,168 @@ class BankService:
             '/paymesh.bank.v1.BankService/BatchVoid',
             paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchVoidRequest.SerializeToString,
             paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchVoidResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Capture(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.bank.v1.BankService/Capture',
+            paymesh_dot_bank_dot_v1_dot_bank__pb2.CaptureRequest.SerializeToString,
+            paymesh_dot_bank_dot_v1_dot_bank__pb2.CaptureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCapture(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.bank.v1.BankService/BatchCapture',
+            paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchCaptureRequest.SerializeToString,
+            paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchCaptureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Refund(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.bank.v1.BankService/Refund',
+            paymesh_dot_bank_dot_v1_dot_bank__pb2.RefundRequest.SerializeToString,
+            paymesh_dot_bank_dot_v1_dot_bank__pb2.RefundResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchRefund(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.bank.v1.BankService/BatchRefund',
+            paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchRefundRequest.SerializeToString,
+            paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchRefundResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IncrementAuthorization(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.bank.v1.BankService/IncrementAuthorization',
+            paymesh_dot_bank_dot_v1_dot_bank__pb2.IncrementAuthorizationRequest.SerializeToString,
+            paymesh_dot_bank_dot_v1_dot_bank__pb2.IncrementAuthorizationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchIncrementAuthorizations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.bank.v1.BankService/BatchIncrementAuthorizations',
+            paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchIncrementAuthorizationsRequest.SerializeToString,
+            paymesh_dot_bank_dot_v1_dot_bank__pb2.BatchIncrementAuthorizationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,15 +39,44 @@ class BankServiceStub:
     others: it is answered with KIND_IN_PROGRESS and can be looked up by key.
     """
     Void: _aio.UnaryUnaryMultiCallable[_bank_pb2.VoidRequest, _bank_pb2.VoidResponse]
-    """Lets go of a hold. A second call, also with another key, changes nothing
-    and returns the voided authorization. NOT_FOUND for an unknown
-    authorization; refused with AUTHORIZATION_DECLINED when nothing is held.
+    """Lets go of a hold, or of what captures have left of it. A second call, also
+    with another key, changes nothing and returns the voided authorization.
+    NOT_FOUND for an unknown authorization; refused with AUTHORIZATION_DECLINED
+    when there never was a hold, and with NOTHING_HELD when captures have used
+    it up.
     """
     BatchVoid: _aio.UnaryUnaryMultiCallable[_bank_pb2.BatchVoidRequest, _bank_pb2.BatchVoidResponse]
     """Void for a list."""
+    Capture: _aio.UnaryUnaryMultiCallable[_bank_pb2.CaptureRequest, _bank_pb2.CaptureResponse]
+    """Takes money that is held. Several captures of one authorization are several
+    operations; their sum never exceeds what is authorized. Refused with
+    AUTHORIZATION_DECLINED (there never was a hold), AUTHORIZATION_VOIDED (it
+    was let go), CAPTURE_EXCEEDS_HOLD or CURRENCY_MISMATCH; a refusal is final
+    for its key. NOT_FOUND for an unknown authorization.
+    """
+    BatchCapture: _aio.UnaryUnaryMultiCallable[_bank_pb2.BatchCaptureRequest, _bank_pb2.BatchCaptureResponse]
+    """Capture for a list, decided in order."""
+    Refund: _aio.UnaryUnaryMultiCallable[_bank_pb2.RefundRequest, _bank_pb2.RefundResponse]
+    """Gives captured money back. Several refunds of one authorization are several
+    operations; their sum never exceeds what was captured. Refused with
+    AUTHORIZATION_DECLINED (there never was a hold), REFUND_EXCEEDS_CAPTURED or
+    CURRENCY_MISMATCH; a refusal is final for its key. NOT_FOUND for an unknown
+    authorization.
+    """
+    BatchRefund: _aio.UnaryUnaryMultiCallable[_bank_pb2.BatchRefundRequest, _bank_pb2.BatchRefundResponse]
+    """Refund for a list, decided in order."""
+    IncrementAuthorization: _aio.UnaryUnaryMultiCallable[_bank_pb2.IncrementAuthorizationRequest, _bank_pb2.IncrementAuthorizationResponse]
+    """Holds more on the card of an authorization. A decline is a result, not an
+    error: read `state` of the operation. Refused with AUTHORIZATION_DECLINED
+    (there never was a hold), AUTHORIZATION_VOIDED, AUTHORIZATION_CAPTURED (some
+    of it was captured) or CURRENCY_MISMATCH; a refusal is final for its key.
+    NOT_FOUND for an unknown authorization.
+    """
+    BatchIncrementAuthorizations: _aio.UnaryUnaryMultiCallable[_bank_pb2.BatchIncrementAuthorizationsRequest, _bank_pb2.BatchIncrementAuthorizationsResponse]
+    """IncrementAuthorization for a list, decided in order."""
     LookupByKey: _aio.UnaryUnaryMultiCallable[_bank_pb2.LookupByKeyRequest, _bank_pb2.LookupByKeyResponse]
-    """What became of the operation that was sent under a key: reads only, and
-    says so when none has arrived.
+    """What became of the operation of any kind that was sent under a key: reads
+    only, and says so when none has arrived.
     """
     BatchLookupByKey: _aio.UnaryUnaryMultiCallable[_bank_pb2.BatchLookupByKeyRequest, _bank_pb2.BatchLookupByKeyResponse]
     """LookupByKey for a list of keys."""
@@ -55,6 +84,8 @@ class BankServiceStub:
     """Sees to it that the authorization under a key holds nothing: an approved
     one is voided, one that has not arrived will be refused when it does. A
     second call changes nothing and returns the same. Takes no key of its own.
+    Refused with NOT_AN_AUTHORIZATION for the key of another operation, and with
+    AUTHORIZATION_CAPTURED when some of it was captured.
     """
 
 class BankServiceServicer:
@@ -103,9 +134,11 @@ class BankServiceServicer:
         request: _bank_pb2.VoidRequest,
         context: _aio.ServicerContext[_bank_pb2.VoidRequest, _abc.Awaitable[_bank_pb2.VoidResponse]],
     ) -> _abc.Awaitable[_bank_pb2.VoidResponse]:
-        """Lets go of a hold. A second call, also with another key, changes nothing
-        and returns the voided authorization. NOT_FOUND for an unknown
-        authorization; refused with AUTHORIZATION_DECLINED when nothing is held.
+        """Lets go of a hold, or of what captures have left of it. A second call, also
+        with another key, changes nothing and returns the voided authorization.
+        NOT_FOUND for an unknown authorization; refused with AUTHORIZATION_DECLINED
+        when there never was a hold, and with NOTHING_HELD when captures have used
+        it up.
         """
 
     def BatchVoid(
@@ -115,13 +148,70 @@ class BankServiceServicer:
     ) -> _abc.Awaitable[_bank_pb2.BatchVoidResponse]:
         """Void for a list."""
 
+    def Capture(
+        self,
+        request: _bank_pb2.CaptureRequest,
+        context: _aio.ServicerContext[_bank_pb2.CaptureRequest, _abc.Awaitable[_bank_pb2.CaptureResponse]],
+    ) -> _abc.Awaitable[_bank_pb2.CaptureResponse]:
+        """Takes money that is held. Several captures of one authorization are several
+        operations; their sum never exceeds what is authorized. Refused with
+        AUTHORIZATION_DECLINED (there never was a hold), AUTHORIZATION_VOIDED (it
+        was let go), CAPTURE_EXCEEDS_HOLD or CURRENCY_MISMATCH; a refusal is final
+        for its key. NOT_FOUND for an unknown authorization.
+        """
+
+    def BatchCapture(
+        self,
+        request: _bank_pb2.BatchCaptureRequest,
+        context: _aio.ServicerContext[_bank_pb2.BatchCaptureRequest, _abc.Awaitable[_bank_pb2.BatchCaptureResponse]],
+    ) -> _abc.Awaitable[_bank_pb2.BatchCaptureResponse]:
+        """Capture for a list, decided in order."""
+
+    def Refund(
+        self,
+        request: _bank_pb2.RefundRequest,
+        context: _aio.ServicerContext[_bank_pb2.RefundRequest, _abc.Awaitable[_bank_pb2.RefundResponse]],
+    ) -> _abc.Awaitable[_bank_pb2.RefundResponse]:
+        """Gives captured money back. Several refunds of one authorization are several
+        operations; their sum never exceeds what was captured. Refused with
+        AUTHORIZATION_DECLINED (there never was a hold), REFUND_EXCEEDS_CAPTURED or
+        CURRENCY_MISMATCH; a refusal is final for its key. NOT_FOUND for an unknown
+        authorization.
+        """
+
+    def BatchRefund(
+        self,
+        request: _bank_pb2.BatchRefundRequest,
+        context: _aio.ServicerContext[_bank_pb2.BatchRefundRequest, _abc.Awaitable[_bank_pb2.BatchRefundResponse]],
+    ) -> _abc.Awaitable[_bank_pb2.BatchRefundResponse]:
+        """Refund for a list, decided in order."""
+
+    def IncrementAuthorization(
+        self,
+        request: _bank_pb2.IncrementAuthorizationRequest,
+        context: _aio.ServicerContext[_bank_pb2.IncrementAuthorizationRequest, _abc.Awaitable[_bank_pb2.IncrementAuthorizationResponse]],
+    ) -> _abc.Awaitable[_bank_pb2.IncrementAuthorizationResponse]:
+        """Holds more on the card of an authorization. A decline is a result, not an
+        error: read `state` of the operation. Refused with AUTHORIZATION_DECLINED
+        (there never was a hold), AUTHORIZATION_VOIDED, AUTHORIZATION_CAPTURED (some
+        of it was captured) or CURRENCY_MISMATCH; a refusal is final for its key.
+        NOT_FOUND for an unknown authorization.
+        """
+
+    def BatchIncrementAuthorizations(
+        self,
+        request: _bank_pb2.BatchIncrementAuthorizationsRequest,
+        context: _aio.ServicerContext[_bank_pb2.BatchIncrementAuthorizationsRequest, _abc.Awaitable[_bank_pb2.BatchIncrementAuthorizationsResponse]],
+    ) -> _abc.Awaitable[_bank_pb2.BatchIncrementAuthorizationsResponse]:
+        """IncrementAuthorization for a list, decided in order."""
+
     def LookupByKey(
         self,
         request: _bank_pb2.LookupByKeyRequest,
         context: _aio.ServicerContext[_bank_pb2.LookupByKeyRequest, _abc.Awaitable[_bank_pb2.LookupByKeyResponse]],
     ) -> _abc.Awaitable[_bank_pb2.LookupByKeyResponse]:
-        """What became of the operation that was sent under a key: reads only, and
-        says so when none has arrived.
+        """What became of the operation of any kind that was sent under a key: reads
+        only, and says so when none has arrived.
         """
 
     def BatchLookupByKey(
@@ -139,6 +229,8 @@ class BankServiceServicer:
         """Sees to it that the authorization under a key holds nothing: an approved
         one is voided, one that has not arrived will be refused when it does. A
         second call changes nothing and returns the same. Takes no key of its own.
+        Refused with NOT_AN_AUTHORIZATION for the key of another operation, and with
+        AUTHORIZATION_CAPTURED when some of it was captured.
         """
 
 def add_BankServiceServicer_to_server(servicer: BankServiceServicer, server: _aio.Server) -> None: ...

@@ -22,20 +22,31 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from paymesh.money.v1 import money_pb2 as paymesh_dot_money_dot_v1_dot_money__pb2
 from paymesh.payment.v1 import payment_pb2 as paymesh_dot_payment_dot_v1_dot_payment__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpaymesh/payment/v1/events.proto\x12\x12paymesh.payment.v1\x1a paymesh/payment/v1/payment.proto\"A\n\x11PaymentAuthorized\x12,\n\x07payment\x18\x01 \x01(\x0b\x32\x1b.paymesh.payment.v1.Payment\"?\n\x0fPaymentDeclined\x12,\n\x07payment\x18\x01 \x01(\x0b\x32\x1b.paymesh.payment.v1.Payment\"=\n\rPaymentVoided\x12,\n\x07payment\x18\x01 \x01(\x0b\x32\x1b.paymesh.payment.v1.Paymentb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpaymesh/payment/v1/events.proto\x12\x12paymesh.payment.v1\x1a\x1cpaymesh/money/v1/money.proto\x1a paymesh/payment/v1/payment.proto\"A\n\x11PaymentAuthorized\x12,\n\x07payment\x18\x01 \x01(\x0b\x32\x1b.paymesh.payment.v1.Payment\"?\n\x0fPaymentDeclined\x12,\n\x07payment\x18\x01 \x01(\x0b\x32\x1b.paymesh.payment.v1.Payment\"=\n\rPaymentVoided\x12,\n\x07payment\x18\x01 \x01(\x0b\x32\x1b.paymesh.payment.v1.Payment\"x\n\x1fPaymentAuthorizationIncremented\x12,\n\x07payment\x18\x01 \x01(\x0b\x32\x1b.paymesh.payment.v1.Payment\x12\'\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x17.paymesh.money.v1.Money\"\x8e\x01\n\x0fPaymentCaptured\x12,\n\x07payment\x18\x01 \x01(\x0b\x32\x1b.paymesh.payment.v1.Payment\x12\'\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x17.paymesh.money.v1.Money\x12$\n\x03\x66\x65\x65\x18\x03 \x01(\x0b\x32\x17.paymesh.money.v1.Money\"h\n\x0fPaymentRefunded\x12,\n\x07payment\x18\x01 \x01(\x0b\x32\x1b.paymesh.payment.v1.Payment\x12\'\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x17.paymesh.money.v1.Money\">\n\x0ePaymentExpired\x12,\n\x07payment\x18\x01 \x01(\x0b\x32\x1b.paymesh.payment.v1.Payment\"g\n\x0ePaymentSettled\x12,\n\x07payment\x18\x01 \x01(\x0b\x32\x1b.paymesh.payment.v1.Payment\x12\'\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x17.paymesh.money.v1.Moneyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'paymesh.payment.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PAYMENTAUTHORIZED']._serialized_start=89
-  _globals['_PAYMENTAUTHORIZED']._serialized_end=154
-  _globals['_PAYMENTDECLINED']._serialized_start=156
-  _globals['_PAYMENTDECLINED']._serialized_end=219
-  _globals['_PAYMENTVOIDED']._serialized_start=221
-  _globals['_PAYMENTVOIDED']._serialized_end=282
+  _globals['_PAYMENTAUTHORIZED']._serialized_start=119
+  _globals['_PAYMENTAUTHORIZED']._serialized_end=184
+  _globals['_PAYMENTDECLINED']._serialized_start=186
+  _globals['_PAYMENTDECLINED']._serialized_end=249
+  _globals['_PAYMENTVOIDED']._serialized_start=251
+  _globals['_PAYMENTVOIDED']._serialized_end=312
+  _globals['_PAYMENTAUTHORIZATIONINCREMENTED']._serialized_start=314
+  _globals['_PAYMENTAUTHORIZATIONINCREMENTED']._serialized_end=434
+  _globals['_PAYMENTCAPTURED']._serialized_start=437
+  _globals['_PAYMENTCAPTURED']._serialized_end=579
+  _globals['_PAYMENTREFUNDED']._serialized_start=581
+  _globals['_PAYMENTREFUNDED']._serialized_end=685
+  _globals['_PAYMENTEXPIRED']._serialized_start=687
+  _globals['_PAYMENTEXPIRED']._serialized_end=749
+  _globals['_PAYMENTSETTLED']._serialized_start=751
+  _globals['_PAYMENTSETTLED']._serialized_end=854
 # @@protoc_insertion_point(module_scope)

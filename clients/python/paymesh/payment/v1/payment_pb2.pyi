@@ -45,7 +45,33 @@ class _PaymentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PaymentS
     PAYMENT_STATE_VOIDING: _PaymentState.ValueType  # 6
     """The intent to let go is recorded; the processor has not answered yet."""
     PAYMENT_STATE_VOIDED: _PaymentState.ValueType  # 7
-    """The hold is gone. Final."""
+    """The hold is gone and nothing was captured. Final."""
+    PAYMENT_STATE_INCREMENTING: _PaymentState.ValueType  # 8
+    """The intent to hold more is recorded; the processor has not answered yet.
+    What was held before is still held.
+    """
+    PAYMENT_STATE_CAPTURING: _PaymentState.ValueType  # 9
+    """The intent to capture is recorded; the processor has not answered yet."""
+    PAYMENT_STATE_PARTIALLY_CAPTURED: _PaymentState.ValueType  # 10
+    """A part was captured and the rest is still held. Some of the captured part
+    may have been refunded.
+    """
+    PAYMENT_STATE_CAPTURED: _PaymentState.ValueType  # 11
+    """Nothing is held any more, and nothing that was captured was given back:
+    all was captured, or the rest was let go.
+    """
+    PAYMENT_STATE_SETTLED: _PaymentState.ValueType  # 12
+    """CAPTURED, and the processor has paid all of it out to us."""
+    PAYMENT_STATE_REFUNDING: _PaymentState.ValueType  # 13
+    """The intent to refund is recorded; the processor has not answered yet."""
+    PAYMENT_STATE_PARTIALLY_REFUNDED: _PaymentState.ValueType  # 14
+    """Nothing is held any more, and a part of what was captured was given back."""
+    PAYMENT_STATE_REFUNDED: _PaymentState.ValueType  # 15
+    """All that was captured was given back, and nothing is held. Final."""
+    PAYMENT_STATE_EXPIRED: _PaymentState.ValueType  # 16
+    """The hold was let go because nothing was captured before `expires_at`.
+    Final.
+    """
 
 class PaymentState(_PaymentState, metaclass=_PaymentStateEnumTypeWrapper):
     """Where a payment stands."""
@@ -67,7 +93,33 @@ there; nothing is held. Final.
 PAYMENT_STATE_VOIDING: PaymentState.ValueType  # 6
 """The intent to let go is recorded; the processor has not answered yet."""
 PAYMENT_STATE_VOIDED: PaymentState.ValueType  # 7
-"""The hold is gone. Final."""
+"""The hold is gone and nothing was captured. Final."""
+PAYMENT_STATE_INCREMENTING: PaymentState.ValueType  # 8
+"""The intent to hold more is recorded; the processor has not answered yet.
+What was held before is still held.
+"""
+PAYMENT_STATE_CAPTURING: PaymentState.ValueType  # 9
+"""The intent to capture is recorded; the processor has not answered yet."""
+PAYMENT_STATE_PARTIALLY_CAPTURED: PaymentState.ValueType  # 10
+"""A part was captured and the rest is still held. Some of the captured part
+may have been refunded.
+"""
+PAYMENT_STATE_CAPTURED: PaymentState.ValueType  # 11
+"""Nothing is held any more, and nothing that was captured was given back:
+all was captured, or the rest was let go.
+"""
+PAYMENT_STATE_SETTLED: PaymentState.ValueType  # 12
+"""CAPTURED, and the processor has paid all of it out to us."""
+PAYMENT_STATE_REFUNDING: PaymentState.ValueType  # 13
+"""The intent to refund is recorded; the processor has not answered yet."""
+PAYMENT_STATE_PARTIALLY_REFUNDED: PaymentState.ValueType  # 14
+"""Nothing is held any more, and a part of what was captured was given back."""
+PAYMENT_STATE_REFUNDED: PaymentState.ValueType  # 15
+"""All that was captured was given back, and nothing is held. Final."""
+PAYMENT_STATE_EXPIRED: PaymentState.ValueType  # 16
+"""The hold was let go because nothing was captured before `expires_at`.
+Final.
+"""
 Global___PaymentState: _TypeAlias = PaymentState  # noqa: Y015
 
 class _UnknownOutcome:
@@ -82,6 +134,12 @@ class _UnknownOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Unknow
     """The hold may or may not exist."""
     UNKNOWN_OUTCOME_VOID: _UnknownOutcome.ValueType  # 2
     """The hold may or may not be gone."""
+    UNKNOWN_OUTCOME_INCREMENT: _UnknownOutcome.ValueType  # 3
+    """More may or may not be held."""
+    UNKNOWN_OUTCOME_CAPTURE: _UnknownOutcome.ValueType  # 4
+    """The money may or may not have been taken."""
+    UNKNOWN_OUTCOME_REFUND: _UnknownOutcome.ValueType  # 5
+    """The money may or may not have been given back."""
 
 class UnknownOutcome(_UnknownOutcome, metaclass=_UnknownOutcomeEnumTypeWrapper):
     """Which operation's outcome at the processor is not known."""
@@ -92,6 +150,12 @@ UNKNOWN_OUTCOME_AUTHORIZATION: UnknownOutcome.ValueType  # 1
 """The hold may or may not exist."""
 UNKNOWN_OUTCOME_VOID: UnknownOutcome.ValueType  # 2
 """The hold may or may not be gone."""
+UNKNOWN_OUTCOME_INCREMENT: UnknownOutcome.ValueType  # 3
+"""More may or may not be held."""
+UNKNOWN_OUTCOME_CAPTURE: UnknownOutcome.ValueType  # 4
+"""The money may or may not have been taken."""
+UNKNOWN_OUTCOME_REFUND: UnknownOutcome.ValueType  # 5
+"""The money may or may not have been given back."""
 Global___UnknownOutcome: _TypeAlias = UnknownOutcome  # noqa: Y015
 
 @_typing.final
@@ -175,6 +239,13 @@ class Payment(_message.Message):
     FRAUD_SCORE_MILLI_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    AUTHORIZED_FIELD_NUMBER: _builtins.int
+    CAPTURED_FIELD_NUMBER: _builtins.int
+    REFUNDED_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    FEE_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
     """The merchant that is paid."""
     payment_id: _builtins.str
@@ -199,15 +270,52 @@ class Payment(_message.Message):
     """Number of events so far."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
-        """What was asked for."""
+        """What was asked for at first; increments do not change it."""
 
     @_builtins.property
     def held(self) -> _money_pb2.Money:
-        """What the card's bank holds now; zero unless AUTHORIZED or VOIDING."""
+        """What the card's bank holds now, as far as is known: authorized less
+        captured, until the rest is let go. While a capture is under way, its
+        amount is still counted here.
+        """
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When the intent was recorded."""
+
+    @_builtins.property
+    def authorized(self) -> _money_pb2.Money:
+        """What the card's bank has approved: `amount` and all increments. Zero
+        without an approval. Captures, voids and expiry do not change it.
+        """
+
+    @_builtins.property
+    def captured(self) -> _money_pb2.Money:
+        """What was captured so far, at most `authorized`."""
+
+    @_builtins.property
+    def refunded(self) -> _money_pb2.Money:
+        """What was given back so far, at most `captured`."""
+
+    @_builtins.property
+    def settled(self) -> _money_pb2.Money:
+        """What the processor has paid out to us so far, at most `captured`."""
+
+    @_builtins.property
+    def fee(self) -> _money_pb2.Money:
+        """What the merchant was charged for the captures so far, at most `captured`."""
+
+    @_builtins.property
+    def pending(self) -> _money_pb2.Money:
+        """Amount of the increment, capture or refund that is under way; zero when
+        none is.
+        """
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When the authorization ends and what is still held is let go; unset
+        without an approval, and on payments from before there was an expiry.
+        """
 
     def __init__(
         self,
@@ -225,10 +333,17 @@ class Payment(_message.Message):
         fraud_score_milli: _builtins.int = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         version: _builtins.int = ...,
+        authorized: _money_pb2.Money | None = ...,
+        captured: _money_pb2.Money | None = ...,
+        refunded: _money_pb2.Money | None = ...,
+        settled: _money_pb2.Money | None = ...,
+        fee: _money_pb2.Money | None = ...,
+        pending: _money_pb2.Money | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "created_at", b"created_at", "held", b"held"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "authorized", b"authorized", "captured", b"captured", "created_at", b"created_at", "expires_at", b"expires_at", "fee", b"fee", "held", b"held", "pending", b"pending", "refunded", b"refunded", "settled", b"settled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "auth_code", b"auth_code", "created_at", b"created_at", "decline_reason", b"decline_reason", "fraud_score_milli", b"fraud_score_milli", "held", b"held", "merchant_id", b"merchant_id", "order_id", b"order_id", "payment_id", b"payment_id", "processor_reference", b"processor_reference", "state", b"state", "unknown_outcome", b"unknown_outcome", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "auth_code", b"auth_code", "authorized", b"authorized", "captured", b"captured", "created_at", b"created_at", "decline_reason", b"decline_reason", "expires_at", b"expires_at", "fee", b"fee", "fraud_score_milli", b"fraud_score_milli", "held", b"held", "merchant_id", b"merchant_id", "order_id", b"order_id", "payment_id", b"payment_id", "pending", b"pending", "processor_reference", b"processor_reference", "refunded", b"refunded", "settled", b"settled", "state", b"state", "unknown_outcome", b"unknown_outcome", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -501,7 +616,9 @@ class VoidPaymentResponse(_message.Message):
     PAYMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def payment(self) -> Global___Payment:
-        """The payment; it holds nothing."""
+        """The payment; it holds nothing. VOIDED, unless it held nothing before or
+        some of it had been captured.
+        """
 
     def __init__(
         self,
@@ -631,6 +748,545 @@ class BatchVoidPaymentsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchVoidPaymentsResponse: _TypeAlias = BatchVoidPaymentsResponse  # noqa: Y015
+
+@_typing.final
+class CapturePaymentRequest(_message.Message):
+    """See CapturePayment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    PAYMENT_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """The merchant, 1 to 64 characters."""
+    payment_id: _builtins.str
+    """The payment, 1 to 64 characters."""
+    final: _builtins.bool
+    """True when this is the last capture: what is held beyond it is let go, and
+    the payment becomes CAPTURED (or what its refunds make of it). A capture of
+    all that is held is always final.
+    """
+    note: _builtins.str
+    """Why, for the audit trail, 0 to 200 characters."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much, in the payment's currency; unset for all that is held."""
+
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        payment_id: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+        final: _builtins.bool = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "final", b"final", "merchant_id", b"merchant_id", "note", b"note", "payment_id", b"payment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CapturePaymentRequest: _TypeAlias = CapturePaymentRequest  # noqa: Y015
+
+@_typing.final
+class CapturePaymentResponse(_message.Message):
+    """See CapturePayment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payment(self) -> Global___Payment:
+        """The payment after this capture."""
+
+    def __init__(
+        self,
+        *,
+        payment: Global___Payment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CapturePaymentResponse: _TypeAlias = CapturePaymentResponse  # noqa: Y015
+
+@_typing.final
+class CapturePaymentItem(_message.Message):
+    """One CapturePayment in a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Idempotency key of this item, 1 to 255 printable ASCII characters."""
+    traceparent: _builtins.str
+    """W3C traceparent of this item; empty when it is not traced."""
+    @_builtins.property
+    def request(self) -> Global___CapturePaymentRequest:
+        """The command."""
+
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+        request: Global___CapturePaymentRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "request", b"request", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CapturePaymentItem: _TypeAlias = CapturePaymentItem  # noqa: Y015
+
+@_typing.final
+class CapturePaymentResult(_message.Message):
+    """What became of one CapturePayment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True when the outcome is that of an earlier call with the key."""
+    @_builtins.property
+    def response(self) -> Global___CapturePaymentResponse:
+        """It was done, now or by an earlier call with the key."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """It was not."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___CapturePaymentResponse | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "replayed", b"replayed", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___CapturePaymentResult: _TypeAlias = CapturePaymentResult  # noqa: Y015
+
+@_typing.final
+class BatchCapturePaymentsRequest(_message.Message):
+    """See BatchCapturePayments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CapturePaymentItem]:
+        """1 to 1,000 commands."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___CapturePaymentItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCapturePaymentsRequest: _TypeAlias = BatchCapturePaymentsRequest  # noqa: Y015
+
+@_typing.final
+class BatchCapturePaymentsResponse(_message.Message):
+    """See BatchCapturePayments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CapturePaymentResult]:
+        """One per item, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___CapturePaymentResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCapturePaymentsResponse: _TypeAlias = BatchCapturePaymentsResponse  # noqa: Y015
+
+@_typing.final
+class RefundPaymentRequest(_message.Message):
+    """See RefundPayment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    PAYMENT_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """The merchant, 1 to 64 characters."""
+    payment_id: _builtins.str
+    """The payment, 1 to 64 characters."""
+    note: _builtins.str
+    """Why, for the audit trail, 0 to 200 characters."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much, in the payment's currency; unset for all that was captured and
+        not given back yet.
+        """
+
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        payment_id: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "merchant_id", b"merchant_id", "note", b"note", "payment_id", b"payment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundPaymentRequest: _TypeAlias = RefundPaymentRequest  # noqa: Y015
+
+@_typing.final
+class RefundPaymentResponse(_message.Message):
+    """See RefundPayment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payment(self) -> Global___Payment:
+        """The payment after this refund."""
+
+    def __init__(
+        self,
+        *,
+        payment: Global___Payment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundPaymentResponse: _TypeAlias = RefundPaymentResponse  # noqa: Y015
+
+@_typing.final
+class RefundPaymentItem(_message.Message):
+    """One RefundPayment in a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Idempotency key of this item, 1 to 255 printable ASCII characters."""
+    traceparent: _builtins.str
+    """W3C traceparent of this item; empty when it is not traced."""
+    @_builtins.property
+    def request(self) -> Global___RefundPaymentRequest:
+        """The command."""
+
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+        request: Global___RefundPaymentRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "request", b"request", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundPaymentItem: _TypeAlias = RefundPaymentItem  # noqa: Y015
+
+@_typing.final
+class RefundPaymentResult(_message.Message):
+    """What became of one RefundPayment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True when the outcome is that of an earlier call with the key."""
+    @_builtins.property
+    def response(self) -> Global___RefundPaymentResponse:
+        """It was done, now or by an earlier call with the key."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """It was not."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___RefundPaymentResponse | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "replayed", b"replayed", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___RefundPaymentResult: _TypeAlias = RefundPaymentResult  # noqa: Y015
+
+@_typing.final
+class BatchRefundPaymentsRequest(_message.Message):
+    """See BatchRefundPayments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefundPaymentItem]:
+        """1 to 1,000 commands."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___RefundPaymentItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRefundPaymentsRequest: _TypeAlias = BatchRefundPaymentsRequest  # noqa: Y015
+
+@_typing.final
+class BatchRefundPaymentsResponse(_message.Message):
+    """See BatchRefundPayments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefundPaymentResult]:
+        """One per item, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___RefundPaymentResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRefundPaymentsResponse: _TypeAlias = BatchRefundPaymentsResponse  # noqa: Y015
+
+@_typing.final
+class IncrementAuthorizationRequest(_message.Message):
+    """See IncrementAuthorization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    PAYMENT_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """The merchant, 1 to 64 characters."""
+    payment_id: _builtins.str
+    """The payment, 1 to 64 characters."""
+    note: _builtins.str
+    """Why, for the audit trail, 0 to 200 characters."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much more to hold, in the payment's currency; zero and less are
+        INVALID_ARGUMENT.
+        """
+
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        payment_id: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "merchant_id", b"merchant_id", "note", b"note", "payment_id", b"payment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IncrementAuthorizationRequest: _TypeAlias = IncrementAuthorizationRequest  # noqa: Y015
+
+@_typing.final
+class IncrementAuthorizationResponse(_message.Message):
+    """See IncrementAuthorization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payment(self) -> Global___Payment:
+        """The payment with the larger hold, AUTHORIZED."""
+
+    def __init__(
+        self,
+        *,
+        payment: Global___Payment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IncrementAuthorizationResponse: _TypeAlias = IncrementAuthorizationResponse  # noqa: Y015
+
+@_typing.final
+class IncrementAuthorizationItem(_message.Message):
+    """One IncrementAuthorization in a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Idempotency key of this item, 1 to 255 printable ASCII characters."""
+    traceparent: _builtins.str
+    """W3C traceparent of this item; empty when it is not traced."""
+    @_builtins.property
+    def request(self) -> Global___IncrementAuthorizationRequest:
+        """The command."""
+
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+        request: Global___IncrementAuthorizationRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "request", b"request", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IncrementAuthorizationItem: _TypeAlias = IncrementAuthorizationItem  # noqa: Y015
+
+@_typing.final
+class IncrementAuthorizationResult(_message.Message):
+    """What became of one IncrementAuthorization."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True when the outcome is that of an earlier call with the key."""
+    @_builtins.property
+    def response(self) -> Global___IncrementAuthorizationResponse:
+        """It was done, now or by an earlier call with the key."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """It was not."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___IncrementAuthorizationResponse | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "replayed", b"replayed", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___IncrementAuthorizationResult: _TypeAlias = IncrementAuthorizationResult  # noqa: Y015
+
+@_typing.final
+class BatchIncrementAuthorizationsRequest(_message.Message):
+    """See BatchIncrementAuthorizations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___IncrementAuthorizationItem]:
+        """1 to 1,000 commands."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___IncrementAuthorizationItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchIncrementAuthorizationsRequest: _TypeAlias = BatchIncrementAuthorizationsRequest  # noqa: Y015
+
+@_typing.final
+class BatchIncrementAuthorizationsResponse(_message.Message):
+    """See BatchIncrementAuthorizations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___IncrementAuthorizationResult]:
+        """One per item, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___IncrementAuthorizationResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchIncrementAuthorizationsResponse: _TypeAlias = BatchIncrementAuthorizationsResponse  # noqa: Y015
 
 @_typing.final
 class GetPaymentRequest(_message.Message):

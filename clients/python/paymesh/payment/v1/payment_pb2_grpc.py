@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class PaymentServiceStub:
-    """Owns payments: holds on cards, what became of them, and the ledger.
+    """Owns payments: holds on cards, what was captured of them and given back, and
+    the ledger (see LedgerService).
 
     Every mutating call carries an idempotency key: the metadata
     `idempotency-key` on a single call, a field per item in a batch. Repeating a
@@ -36,6 +37,10 @@ class PaymentServiceStub:
     with the time to wait. The same key with another request is refused with
     IDEMPOTENCY_KEY_REUSED. A batch is not atomic: each item has its own result,
     in the order of the items; it takes 1 to 1,000 items.
+
+    One payment has one operation under way at a time. While it waits for the
+    processor, or the outcome is unknown, every other operation on it is ABORTED
+    (KIND_IN_PROGRESS) and has no effect: ask again with the same key.
     """
 
     def __init__(self, channel):
@@ -64,6 +69,36 @@ class PaymentServiceStub:
                 request_serializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchVoidPaymentsRequest.SerializeToString,
                 response_deserializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchVoidPaymentsResponse.FromString,
                 _registered_method=True)
+        self.CapturePayment = channel.unary_unary(
+                '/paymesh.payment.v1.PaymentService/CapturePayment',
+                request_serializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.CapturePaymentRequest.SerializeToString,
+                response_deserializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.CapturePaymentResponse.FromString,
+                _registered_method=True)
+        self.BatchCapturePayments = channel.unary_unary(
+                '/paymesh.payment.v1.PaymentService/BatchCapturePayments',
+                request_serializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchCapturePaymentsRequest.SerializeToString,
+                response_deserializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchCapturePaymentsResponse.FromString,
+                _registered_method=True)
+        self.RefundPayment = channel.unary_unary(
+                '/paymesh.payment.v1.PaymentService/RefundPayment',
+                request_serializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.RefundPaymentRequest.SerializeToString,
+                response_deserializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.RefundPaymentResponse.FromString,
+                _registered_method=True)
+        self.BatchRefundPayments = channel.unary_unary(
+                '/paymesh.payment.v1.PaymentService/BatchRefundPayments',
+                request_serializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchRefundPaymentsRequest.SerializeToString,
+                response_deserializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchRefundPaymentsResponse.FromString,
+                _registered_method=True)
+        self.IncrementAuthorization = channel.unary_unary(
+                '/paymesh.payment.v1.PaymentService/IncrementAuthorization',
+                request_serializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.IncrementAuthorizationRequest.SerializeToString,
+                response_deserializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.IncrementAuthorizationResponse.FromString,
+                _registered_method=True)
+        self.BatchIncrementAuthorizations = channel.unary_unary(
+                '/paymesh.payment.v1.PaymentService/BatchIncrementAuthorizations',
+                request_serializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchIncrementAuthorizationsRequest.SerializeToString,
+                response_deserializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchIncrementAuthorizationsResponse.FromString,
+                _registered_method=True)
         self.GetPayment = channel.unary_unary(
                 '/paymesh.payment.v1.PaymentService/GetPayment',
                 request_serializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.GetPaymentRequest.SerializeToString,
@@ -77,7 +112,8 @@ class PaymentServiceStub:
 
 
 class PaymentServiceServicer:
-    """Owns payments: holds on cards, what became of them, and the ledger.
+    """Owns payments: holds on cards, what was captured of them and given back, and
+    the ledger (see LedgerService).
 
     Every mutating call carries an idempotency key: the metadata
     `idempotency-key` on a single call, a field per item in a batch. Repeating a
@@ -87,6 +123,10 @@ class PaymentServiceServicer:
     with the time to wait. The same key with another request is refused with
     IDEMPOTENCY_KEY_REUSED. A batch is not atomic: each item has its own result,
     in the order of the items; it takes 1 to 1,000 items.
+
+    One payment has one operation under way at a time. While it waits for the
+    processor, or the outcome is unknown, every other operation on it is ABORTED
+    (KIND_IN_PROGRESS) and has no effect: ask again with the same key.
     """
 
     def AuthorizePayment(self, request, context):
@@ -107,13 +147,17 @@ class PaymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VoidPayment(self, request, context):
-        """Lets go of a hold. A second call, also with another key, changes nothing
-        and returns the voided payment. A payment that holds nothing (DECLINED,
-        REJECTED, FAILED) is returned as it is. While the outcome of its
-        authorization is unknown the void is ABORTED (KIND_IN_PROGRESS): ask again
-        with the same key. When named by an authorize_key that never arrived, that
-        authorization is barred for ever and an empty payment in state VOIDED is
-        returned.
+        """Lets go of what is held and was not captured. A second call, also with
+        another key, changes nothing and returns the voided payment. A payment
+        that holds nothing and keeps nothing (DECLINED, REJECTED, FAILED, EXPIRED,
+        REFUNDED) is returned as it is. Of a PARTIALLY_CAPTURED payment the rest
+        is let go; it becomes CAPTURED, or what its refunds make of it. Refused
+        with PAYMENT_CAPTURED when nothing is held but money was taken (refund it
+        instead) or VOID_REFUSED (the processor will not let go). While the outcome
+        of its authorization is unknown the void is ABORTED (KIND_IN_PROGRESS): ask
+        again with the same key. When named by an authorize_key that never arrived,
+        that authorization is barred for ever and an empty payment in state VOIDED
+        is returned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,6 +165,72 @@ class PaymentServiceServicer:
 
     def BatchVoidPayments(self, request, context):
         """VoidPayment for a list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CapturePayment(self, request, context):
+        """Takes money that is held, all of it or a part, once or several times: the
+        sum never exceeds what is authorized. A repeat with the key returns the
+        first result and takes nothing more; a second call with another key is
+        another capture. Refused with NOTHING_TO_CAPTURE (nothing is held),
+        CAPTURE_EXCEEDS_HOLD, AUTHORIZATION_EXPIRED, CURRENCY_MISMATCH,
+        TOO_MANY_EVENTS (the payment has had 1,000) or CAPTURE_REFUSED (by the
+        processor; nothing was taken and the hold is as before). NOT_FOUND for an
+        unknown payment. The merchant is charged a fee by its plan, see FeePlan.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCapturePayments(self, request, context):
+        """CapturePayment for a list. Of two captures of one payment in one batch the
+        second is KIND_IN_PROGRESS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefundPayment(self, request, context):
+        """Gives captured money back, all of it or a part, once or several times: the
+        sum never exceeds what was captured. A repeat with the key returns the
+        first result and gives nothing more; a second call with another key is
+        another refund. Refused with NOTHING_TO_REFUND (nothing captured is left),
+        REFUND_EXCEEDS_CAPTURED, CURRENCY_MISMATCH, TOO_MANY_EVENTS or
+        REFUND_REFUSED (by the processor; nothing was given back). NOT_FOUND for an
+        unknown payment. Fees are not given back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchRefundPayments(self, request, context):
+        """RefundPayment for a list. Of two refunds of one payment in one batch the
+        second is KIND_IN_PROGRESS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IncrementAuthorization(self, request, context):
+        """Holds more on the card of an AUTHORIZED payment. A repeat with the key
+        returns the first result and holds nothing more; a second call with another
+        key is another increment. The expiry of the authorization stays. Refused
+        with NOT_AUTHORIZED (the payment is in another state, for example because
+        some of it was captured), AUTHORIZATION_EXPIRED, CURRENCY_MISMATCH,
+        INCREMENT_TOO_LARGE (more than 1,000,000,000,000 would be held),
+        TOO_MANY_EVENTS or INCREMENT_DECLINED (by the card's bank: nothing more is
+        held, the fact `decline_reason` says why, and the payment stays
+        AUTHORIZED). NOT_FOUND for an unknown payment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchIncrementAuthorizations(self, request, context):
+        """IncrementAuthorization for a list. Of two increments of one payment in one
+        batch the second is KIND_IN_PROGRESS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,6 +273,36 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     request_deserializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchVoidPaymentsRequest.FromString,
                     response_serializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchVoidPaymentsResponse.SerializeToString,
             ),
+            'CapturePayment': grpc.unary_unary_rpc_method_handler(
+                    servicer.CapturePayment,
+                    request_deserializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.CapturePaymentRequest.FromString,
+                    response_serializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.CapturePaymentResponse.SerializeToString,
+            ),
+            'BatchCapturePayments': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCapturePayments,
+                    request_deserializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchCapturePaymentsRequest.FromString,
+                    response_serializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchCapturePaymentsResponse.SerializeToString,
+            ),
+            'RefundPayment': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefundPayment,
+                    request_deserializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.RefundPaymentRequest.FromString,
+                    response_serializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.RefundPaymentResponse.SerializeToString,
+            ),
+            'BatchRefundPayments': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchRefundPayments,
+                    request_deserializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchRefundPaymentsRequest.FromString,
+                    response_serializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchRefundPaymentsResponse.SerializeToString,
+            ),
+            'IncrementAuthorization': grpc.unary_unary_rpc_method_handler(
+                    servicer.IncrementAuthorization,
+                    request_deserializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.IncrementAuthorizationRequest.FromString,
+                    response_serializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.IncrementAuthorizationResponse.SerializeToString,
+            ),
+            'BatchIncrementAuthorizations': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchIncrementAuthorizations,
+                    request_deserializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchIncrementAuthorizationsRequest.FromString,
+                    response_serializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchIncrementAuthorizationsResponse.SerializeToString,
+            ),
             'GetPayment': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPayment,
                     request_deserializer=paymesh_dot_payment_dot_v1_dot_payment__pb2.GetPaymentRequest.FromString,
@@ -182,7 +322,8 @@ def add_PaymentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PaymentService:
-    """Owns payments: holds on cards, what became of them, and the ledger.
+    """Owns payments: holds on cards, what was captured of them and given back, and
+    the ledger (see LedgerService).
 
     Every mutating call carries an idempotency key: the metadata
     `idempotency-key` on a single call, a field per item in a batch. Repeating a
@@ -192,6 +333,10 @@ class PaymentService:
     with the time to wait. The same key with another request is refused with
     IDEMPOTENCY_KEY_REUSED. A batch is not atomic: each item has its own result,
     in the order of the items; it takes 1 to 1,000 items.
+
+    One payment has one operation under way at a time. While it waits for the
+    processor, or the outcome is unknown, every other operation on it is ABORTED
+    (KIND_IN_PROGRESS) and has no effect: ask again with the same key.
     """
 
     @staticmethod
@@ -292,6 +437,168 @@ class PaymentService:
             '/paymesh.payment.v1.PaymentService/BatchVoidPayments',
             paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchVoidPaymentsRequest.SerializeToString,
             paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchVoidPaymentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CapturePayment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.payment.v1.PaymentService/CapturePayment',
+            paymesh_dot_payment_dot_v1_dot_payment__pb2.CapturePaymentRequest.SerializeToString,
+            paymesh_dot_payment_dot_v1_dot_payment__pb2.CapturePaymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCapturePayments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.payment.v1.PaymentService/BatchCapturePayments',
+            paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchCapturePaymentsRequest.SerializeToString,
+            paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchCapturePaymentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefundPayment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.payment.v1.PaymentService/RefundPayment',
+            paymesh_dot_payment_dot_v1_dot_payment__pb2.RefundPaymentRequest.SerializeToString,
+            paymesh_dot_payment_dot_v1_dot_payment__pb2.RefundPaymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchRefundPayments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.payment.v1.PaymentService/BatchRefundPayments',
+            paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchRefundPaymentsRequest.SerializeToString,
+            paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchRefundPaymentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IncrementAuthorization(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.payment.v1.PaymentService/IncrementAuthorization',
+            paymesh_dot_payment_dot_v1_dot_payment__pb2.IncrementAuthorizationRequest.SerializeToString,
+            paymesh_dot_payment_dot_v1_dot_payment__pb2.IncrementAuthorizationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchIncrementAuthorizations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.payment.v1.PaymentService/BatchIncrementAuthorizations',
+            paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchIncrementAuthorizationsRequest.SerializeToString,
+            paymesh_dot_payment_dot_v1_dot_payment__pb2.BatchIncrementAuthorizationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

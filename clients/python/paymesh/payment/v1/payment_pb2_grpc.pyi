@@ -12,7 +12,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PaymentServiceStub:
-    """Owns payments: holds on cards, what became of them, and the ledger.
+    """Owns payments: holds on cards, what was captured of them and given back, and
+    the ledger (see LedgerService).
 
     Every mutating call carries an idempotency key: the metadata
     `idempotency-key` on a single call, a field per item in a batch. Repeating a
@@ -22,6 +23,10 @@ class PaymentServiceStub:
     with the time to wait. The same key with another request is refused with
     IDEMPOTENCY_KEY_REUSED. A batch is not atomic: each item has its own result,
     in the order of the items; it takes 1 to 1,000 items.
+
+    One payment has one operation under way at a time. While it waits for the
+    processor, or the outcome is unknown, every other operation on it is ABORTED
+    (KIND_IN_PROGRESS) and has no effect: ask again with the same key.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -34,23 +39,70 @@ class PaymentServiceStub:
     BatchAuthorizePayments: _aio.UnaryUnaryMultiCallable[_payment_pb2.BatchAuthorizePaymentsRequest, _payment_pb2.BatchAuthorizePaymentsResponse]
     """AuthorizePayment for a list."""
     VoidPayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.VoidPaymentRequest, _payment_pb2.VoidPaymentResponse]
-    """Lets go of a hold. A second call, also with another key, changes nothing
-    and returns the voided payment. A payment that holds nothing (DECLINED,
-    REJECTED, FAILED) is returned as it is. While the outcome of its
-    authorization is unknown the void is ABORTED (KIND_IN_PROGRESS): ask again
-    with the same key. When named by an authorize_key that never arrived, that
-    authorization is barred for ever and an empty payment in state VOIDED is
-    returned.
+    """Lets go of what is held and was not captured. A second call, also with
+    another key, changes nothing and returns the voided payment. A payment
+    that holds nothing and keeps nothing (DECLINED, REJECTED, FAILED, EXPIRED,
+    REFUNDED) is returned as it is. Of a PARTIALLY_CAPTURED payment the rest
+    is let go; it becomes CAPTURED, or what its refunds make of it. Refused
+    with PAYMENT_CAPTURED when nothing is held but money was taken (refund it
+    instead) or VOID_REFUSED (the processor will not let go). While the outcome
+    of its authorization is unknown the void is ABORTED (KIND_IN_PROGRESS): ask
+    again with the same key. When named by an authorize_key that never arrived,
+    that authorization is barred for ever and an empty payment in state VOIDED
+    is returned.
     """
     BatchVoidPayments: _aio.UnaryUnaryMultiCallable[_payment_pb2.BatchVoidPaymentsRequest, _payment_pb2.BatchVoidPaymentsResponse]
     """VoidPayment for a list."""
+    CapturePayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.CapturePaymentRequest, _payment_pb2.CapturePaymentResponse]
+    """Takes money that is held, all of it or a part, once or several times: the
+    sum never exceeds what is authorized. A repeat with the key returns the
+    first result and takes nothing more; a second call with another key is
+    another capture. Refused with NOTHING_TO_CAPTURE (nothing is held),
+    CAPTURE_EXCEEDS_HOLD, AUTHORIZATION_EXPIRED, CURRENCY_MISMATCH,
+    TOO_MANY_EVENTS (the payment has had 1,000) or CAPTURE_REFUSED (by the
+    processor; nothing was taken and the hold is as before). NOT_FOUND for an
+    unknown payment. The merchant is charged a fee by its plan, see FeePlan.
+    """
+    BatchCapturePayments: _aio.UnaryUnaryMultiCallable[_payment_pb2.BatchCapturePaymentsRequest, _payment_pb2.BatchCapturePaymentsResponse]
+    """CapturePayment for a list. Of two captures of one payment in one batch the
+    second is KIND_IN_PROGRESS.
+    """
+    RefundPayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.RefundPaymentRequest, _payment_pb2.RefundPaymentResponse]
+    """Gives captured money back, all of it or a part, once or several times: the
+    sum never exceeds what was captured. A repeat with the key returns the
+    first result and gives nothing more; a second call with another key is
+    another refund. Refused with NOTHING_TO_REFUND (nothing captured is left),
+    REFUND_EXCEEDS_CAPTURED, CURRENCY_MISMATCH, TOO_MANY_EVENTS or
+    REFUND_REFUSED (by the processor; nothing was given back). NOT_FOUND for an
+    unknown payment. Fees are not given back.
+    """
+    BatchRefundPayments: _aio.UnaryUnaryMultiCallable[_payment_pb2.BatchRefundPaymentsRequest, _payment_pb2.BatchRefundPaymentsResponse]
+    """RefundPayment for a list. Of two refunds of one payment in one batch the
+    second is KIND_IN_PROGRESS.
+    """
+    IncrementAuthorization: _aio.UnaryUnaryMultiCallable[_payment_pb2.IncrementAuthorizationRequest, _payment_pb2.IncrementAuthorizationResponse]
+    """Holds more on the card of an AUTHORIZED payment. A repeat with the key
+    returns the first result and holds nothing more; a second call with another
+    key is another increment. The expiry of the authorization stays. Refused
+    with NOT_AUTHORIZED (the payment is in another state, for example because
+    some of it was captured), AUTHORIZATION_EXPIRED, CURRENCY_MISMATCH,
+    INCREMENT_TOO_LARGE (more than 1,000,000,000,000 would be held),
+    TOO_MANY_EVENTS or INCREMENT_DECLINED (by the card's bank: nothing more is
+    held, the fact `decline_reason` says why, and the payment stays
+    AUTHORIZED). NOT_FOUND for an unknown payment.
+    """
+    BatchIncrementAuthorizations: _aio.UnaryUnaryMultiCallable[_payment_pb2.BatchIncrementAuthorizationsRequest, _payment_pb2.BatchIncrementAuthorizationsResponse]
+    """IncrementAuthorization for a list. Of two increments of one payment in one
+    batch the second is KIND_IN_PROGRESS.
+    """
     GetPayment: _aio.UnaryUnaryMultiCallable[_payment_pb2.GetPaymentRequest, _payment_pb2.GetPaymentResponse]
     """A payment with all its events. NOT_FOUND when there is none."""
     ListPayments: _aio.UnaryUnaryMultiCallable[_payment_pb2.ListPaymentsRequest, _payment_pb2.ListPaymentsResponse]
     """A merchant's payments, newest first."""
 
 class PaymentServiceServicer:
-    """Owns payments: holds on cards, what became of them, and the ledger.
+    """Owns payments: holds on cards, what was captured of them and given back, and
+    the ledger (see LedgerService).
 
     Every mutating call carries an idempotency key: the metadata
     `idempotency-key` on a single call, a field per item in a batch. Repeating a
@@ -60,6 +112,10 @@ class PaymentServiceServicer:
     with the time to wait. The same key with another request is refused with
     IDEMPOTENCY_KEY_REUSED. A batch is not atomic: each item has its own result,
     in the order of the items; it takes 1 to 1,000 items.
+
+    One payment has one operation under way at a time. While it waits for the
+    processor, or the outcome is unknown, every other operation on it is ABORTED
+    (KIND_IN_PROGRESS) and has no effect: ask again with the same key.
     """
 
     def AuthorizePayment(
@@ -85,13 +141,17 @@ class PaymentServiceServicer:
         request: _payment_pb2.VoidPaymentRequest,
         context: _aio.ServicerContext[_payment_pb2.VoidPaymentRequest, _abc.Awaitable[_payment_pb2.VoidPaymentResponse]],
     ) -> _abc.Awaitable[_payment_pb2.VoidPaymentResponse]:
-        """Lets go of a hold. A second call, also with another key, changes nothing
-        and returns the voided payment. A payment that holds nothing (DECLINED,
-        REJECTED, FAILED) is returned as it is. While the outcome of its
-        authorization is unknown the void is ABORTED (KIND_IN_PROGRESS): ask again
-        with the same key. When named by an authorize_key that never arrived, that
-        authorization is barred for ever and an empty payment in state VOIDED is
-        returned.
+        """Lets go of what is held and was not captured. A second call, also with
+        another key, changes nothing and returns the voided payment. A payment
+        that holds nothing and keeps nothing (DECLINED, REJECTED, FAILED, EXPIRED,
+        REFUNDED) is returned as it is. Of a PARTIALLY_CAPTURED payment the rest
+        is let go; it becomes CAPTURED, or what its refunds make of it. Refused
+        with PAYMENT_CAPTURED when nothing is held but money was taken (refund it
+        instead) or VOID_REFUSED (the processor will not let go). While the outcome
+        of its authorization is unknown the void is ABORTED (KIND_IN_PROGRESS): ask
+        again with the same key. When named by an authorize_key that never arrived,
+        that authorization is barred for ever and an empty payment in state VOIDED
+        is returned.
         """
 
     def BatchVoidPayments(
@@ -100,6 +160,78 @@ class PaymentServiceServicer:
         context: _aio.ServicerContext[_payment_pb2.BatchVoidPaymentsRequest, _abc.Awaitable[_payment_pb2.BatchVoidPaymentsResponse]],
     ) -> _abc.Awaitable[_payment_pb2.BatchVoidPaymentsResponse]:
         """VoidPayment for a list."""
+
+    def CapturePayment(
+        self,
+        request: _payment_pb2.CapturePaymentRequest,
+        context: _aio.ServicerContext[_payment_pb2.CapturePaymentRequest, _abc.Awaitable[_payment_pb2.CapturePaymentResponse]],
+    ) -> _abc.Awaitable[_payment_pb2.CapturePaymentResponse]:
+        """Takes money that is held, all of it or a part, once or several times: the
+        sum never exceeds what is authorized. A repeat with the key returns the
+        first result and takes nothing more; a second call with another key is
+        another capture. Refused with NOTHING_TO_CAPTURE (nothing is held),
+        CAPTURE_EXCEEDS_HOLD, AUTHORIZATION_EXPIRED, CURRENCY_MISMATCH,
+        TOO_MANY_EVENTS (the payment has had 1,000) or CAPTURE_REFUSED (by the
+        processor; nothing was taken and the hold is as before). NOT_FOUND for an
+        unknown payment. The merchant is charged a fee by its plan, see FeePlan.
+        """
+
+    def BatchCapturePayments(
+        self,
+        request: _payment_pb2.BatchCapturePaymentsRequest,
+        context: _aio.ServicerContext[_payment_pb2.BatchCapturePaymentsRequest, _abc.Awaitable[_payment_pb2.BatchCapturePaymentsResponse]],
+    ) -> _abc.Awaitable[_payment_pb2.BatchCapturePaymentsResponse]:
+        """CapturePayment for a list. Of two captures of one payment in one batch the
+        second is KIND_IN_PROGRESS.
+        """
+
+    def RefundPayment(
+        self,
+        request: _payment_pb2.RefundPaymentRequest,
+        context: _aio.ServicerContext[_payment_pb2.RefundPaymentRequest, _abc.Awaitable[_payment_pb2.RefundPaymentResponse]],
+    ) -> _abc.Awaitable[_payment_pb2.RefundPaymentResponse]:
+        """Gives captured money back, all of it or a part, once or several times: the
+        sum never exceeds what was captured. A repeat with the key returns the
+        first result and gives nothing more; a second call with another key is
+        another refund. Refused with NOTHING_TO_REFUND (nothing captured is left),
+        REFUND_EXCEEDS_CAPTURED, CURRENCY_MISMATCH, TOO_MANY_EVENTS or
+        REFUND_REFUSED (by the processor; nothing was given back). NOT_FOUND for an
+        unknown payment. Fees are not given back.
+        """
+
+    def BatchRefundPayments(
+        self,
+        request: _payment_pb2.BatchRefundPaymentsRequest,
+        context: _aio.ServicerContext[_payment_pb2.BatchRefundPaymentsRequest, _abc.Awaitable[_payment_pb2.BatchRefundPaymentsResponse]],
+    ) -> _abc.Awaitable[_payment_pb2.BatchRefundPaymentsResponse]:
+        """RefundPayment for a list. Of two refunds of one payment in one batch the
+        second is KIND_IN_PROGRESS.
+        """
+
+    def IncrementAuthorization(
+        self,
+        request: _payment_pb2.IncrementAuthorizationRequest,
+        context: _aio.ServicerContext[_payment_pb2.IncrementAuthorizationRequest, _abc.Awaitable[_payment_pb2.IncrementAuthorizationResponse]],
+    ) -> _abc.Awaitable[_payment_pb2.IncrementAuthorizationResponse]:
+        """Holds more on the card of an AUTHORIZED payment. A repeat with the key
+        returns the first result and holds nothing more; a second call with another
+        key is another increment. The expiry of the authorization stays. Refused
+        with NOT_AUTHORIZED (the payment is in another state, for example because
+        some of it was captured), AUTHORIZATION_EXPIRED, CURRENCY_MISMATCH,
+        INCREMENT_TOO_LARGE (more than 1,000,000,000,000 would be held),
+        TOO_MANY_EVENTS or INCREMENT_DECLINED (by the card's bank: nothing more is
+        held, the fact `decline_reason` says why, and the payment stays
+        AUTHORIZED). NOT_FOUND for an unknown payment.
+        """
+
+    def BatchIncrementAuthorizations(
+        self,
+        request: _payment_pb2.BatchIncrementAuthorizationsRequest,
+        context: _aio.ServicerContext[_payment_pb2.BatchIncrementAuthorizationsRequest, _abc.Awaitable[_payment_pb2.BatchIncrementAuthorizationsResponse]],
+    ) -> _abc.Awaitable[_payment_pb2.BatchIncrementAuthorizationsResponse]:
+        """IncrementAuthorization for a list. Of two increments of one payment in one
+        batch the second is KIND_IN_PROGRESS.
+        """
 
     def GetPayment(
         self,
