@@ -20,6 +20,12 @@ class Card:
     """Why every authorization is declined; empty approves."""
     delay_ms: int = 0
     """How long the bank behind the card takes to decide."""
+    increment_reason: str = ""
+    """Why it will not hold more than at first; empty holds more."""
+    capture_reason: str = ""
+    """Why what it holds cannot be captured; empty captures."""
+    refund_reason: str = ""
+    """Why it takes nothing back; empty takes it."""
 
 
 CARDS = (
@@ -38,8 +44,11 @@ CARDS = (
     Card("tok_incorrect_cvc", "4000000000000127", decline_reason="INCORRECT_CVC"),
     Card("tok_processing_error", "4000000000000119", decline_reason="PROCESSING_ERROR"),
     Card("tok_velocity_exceeded", "4000000000006975", decline_reason="VELOCITY_EXCEEDED"),
-    # Ours: Stripe has no number for a bank that is slow.
+    # Ours: Stripe has no numbers for these.
     Card("tok_slow", "4000000000002008", delay_ms=2_000),
+    Card("tok_no_increment", "4000000000000341", increment_reason="INSUFFICIENT_FUNDS"),
+    Card("tok_no_capture", "4000000000000259", capture_reason="CARD_CLOSED"),
+    Card("tok_no_refund", "4000000000005126", refund_reason="ACCOUNT_CLOSED"),
 )
 
 ORDINARY = Card("tok_<first digit>_<32 hexadecimal digits>")

@@ -38,6 +38,9 @@ class Target(StrEnum):
     VOID = "VOID"
     LOOKUP = "LOOKUP"
     CANCEL = "CANCEL"
+    CAPTURE = "CAPTURE"
+    REFUND = "REFUND"
+    INCREMENT = "INCREMENT"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -9,23 +9,34 @@ from collections.abc import Iterable, Sequence
 
 from psycopg.errors import SerializationFailure
 
-from sandbox.bank.domain import Authorization, Identity, Kind, Operation, Result, State
+from sandbox.bank.domain import (
+    Authorization,
+    Hold,
+    Identity,
+    Kind,
+    Operation,
+    Result,
+    State,
+    holds_of,
+)
 from services.kit.db import Database, Sent, Transaction
 from services.kit.statements import Row
 
 _OPERATION = (
     "o.merchant_id, o.operation_id, o.kind, o.key, o.fingerprint, o.undoes, o.amount_minor, o.currency,"
-    " o.card_token, o.reference, o.result, o.auth_code, o.decline_reason, o.created_at"
+    " o.card_token, o.reference, o.result, o.auth_code, o.decline_reason, o.created_at, o.final"
 )
+
+_OPERATION_COLUMNS = _OPERATION.count(",") + 1
 
 _INSERT = """
 INSERT INTO operations (merchant_id, operation_id, kind, key, fingerprint, undoes, amount_minor, currency,
-                        card_token, reference, result, auth_code, decline_reason, created_at)
+                        card_token, reference, result, auth_code, decline_reason, final, created_at)
 SELECT new.*, %(created_at)s
 FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(kinds)s::text[], %(keys)s::text[],
             %(fingerprints)s::bytea[], %(undone)s::text[], %(amounts)s::bigint[], %(currencies)s::text[],
             %(tokens)s::text[], %(references)s::text[], %(results)s::text[], %(codes)s::text[],
-            %(reasons)s::text[]) AS new
+            %(reasons)s::text[], %(finals)s::bool[]) AS new
 ON CONFLICT DO NOTHING
 """
 
@@ -52,6 +63,7 @@ def insert_operations(tx: Transaction, operations: Sequence[Operation]) -> Sent:
             "results": [o.result.value for o in ordered],
             "codes": [o.auth_code for o in ordered],
             "reasons": [o.decline_reason for o in ordered],
+            "finals": [o.final for o in ordered],
             "created_at": ordered[0].created_at,
         },
     )
@@ -93,18 +105,20 @@ async def lock_authorizations(tx: Transaction, ids: Iterable[Identity]) -> dict[
     return {(row[0], row[1]): _operation(row) for row in rows}
 
 
-async def find_voided(tx: Transaction, ids: Iterable[Identity]) -> set[Identity]:
-    """Those of the authorizations whose hold was let go. Say this after locking them: only then it stays
-    true."""
+async def lock_holds(tx: Transaction, ids: Iterable[Identity]) -> dict[Identity, Hold]:
+    """Lock authorizations by (merchant, authorization id), ascending, and read what came of them; unknown ones are
+    missing. Nothing more can come of them until the transaction ends."""
+    made = await lock_authorizations(tx, ids)
+    if not made:
+        return {}
     rows = await tx.fetch(
-        """
-        SELECT merchant_id, undoes FROM operations
+        f"""
+        SELECT {_OPERATION} FROM operations AS o
         WHERE (merchant_id, undoes) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
-          AND result = 'VOIDED'
         """,
-        _columns("ids", ids),
+        _columns("ids", made),
     )
-    return {(merchant, undoes) for merchant, undoes in rows}
+    return holds_of(made.values(), [_operation(row) for row in rows])
 
 
 async def find_used(database: Database, keys: Iterable[Identity]) -> set[Identity]:
@@ -119,12 +133,13 @@ async def find_used(database: Database, keys: Iterable[Identity]) -> set[Identit
     return {(merchant, key) for merchant, key in rows}
 
 
-async def find_authorizations(database: Database, keys: Iterable[Identity]) -> dict[Identity, Authorization]:
-    """By (merchant, key): the authorization, as it stands, that the operation under the key made or was to
-    undo."""
+async def find_by_key(
+    database: Database, keys: Iterable[Identity]
+) -> dict[Identity, tuple[Operation, Authorization]]:
+    """By (merchant, key): the operation under the key, and the authorization that it made or is about, as it stands."""
     rows = await database.fetch(
-        """
-        SELECT o.key, a.merchant_id, a.authorization_id, a.key, a.amount_minor, a.currency, a.state,
+        f"""
+        SELECT {_OPERATION}, a.merchant_id, a.authorization_id, a.key, a.amount_minor, a.currency, a.state,
                a.auth_code, a.decline_reason, a.created_at
         FROM operations AS o
         JOIN authorizations AS a
@@ -133,7 +148,10 @@ async def find_authorizations(database: Database, keys: Iterable[Identity]) -> d
         """,
         _columns("keys", keys),
     )
-    return {(row[1], row[0]): _authorization(row[1:]) for row in rows}
+    return {
+        (row[0], row[3]): (_operation(row[:_OPERATION_COLUMNS]), _authorization(row[_OPERATION_COLUMNS:]))
+        for row in rows
+    }
 
 
 def _columns(second: str, pairs: Iterable[Identity]) -> dict[str, list[str]]:
@@ -143,7 +161,7 @@ def _columns(second: str, pairs: Iterable[Identity]) -> dict[str, list[str]]:
 
 def _operation(row: Row) -> Operation:
     merchant_id, operation_id, kind, key, fingerprint, undoes, amount_minor, currency, *rest = row
-    card_token, reference, result, auth_code, decline_reason, created_at = rest
+    card_token, reference, result, auth_code, decline_reason, created_at, final = rest
     return Operation(
         merchant_id,
         operation_id,
@@ -159,6 +177,7 @@ def _operation(row: Row) -> Operation:
         auth_code,
         decline_reason,
         created_at,
+        final,
     )
 
 

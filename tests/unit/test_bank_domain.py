@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.bank import domain
+from sandbox.bank import domain, tokenization
 from sandbox.bank.cards import CARDS, Card, card_of
 from sandbox.bank.domain import AuthorizeWish, KeyedVoid, Kind, Operation, Result, State, VoidWish
 from sandbox.bank.faults import CERTAIN_PPM, FAULTS_MAX, UNLIMITED, Fault, FaultKind, Faults, Target
@@ -198,7 +198,7 @@ def test_a_late_authorization_is_refused_whatever_it_says() -> None:
 def test_voids_of_one_set_are_decided_in_order_and_one_takes_effect() -> None:
     approved = _authorized(operation_id="auth_1")
     declined = _authorized("tok_declined", operation_id="auth_2", key="k2")
-    held = {("m", "auth_1"): approved, ("m", "auth_2"): declined}
+    holds = domain.holds_of([approved, declined], [])
     asked = [
         _void("auth_1", "v1"),
         _void("auth_1", "v2"),
@@ -207,7 +207,7 @@ def test_voids_of_one_set_are_decided_in_order_and_one_takes_effect() -> None:
         _void("auth_1", "v1"),
         _void("auth_1", "v5"),
     ]
-    made = domain.void_in_order(asked, {("m", "v5"): approved}, held, set(), AT)
+    made = domain.void_in_order(asked, {("m", "v5"): approved}, holds, AT)
     assert {key: operation.result for (_, key), operation in made.items()} == {
         "v1": Result.VOIDED,
         "v2": Result.ALREADY_VOIDED,
@@ -221,9 +221,89 @@ def test_voids_of_one_set_are_decided_in_order_and_one_takes_effect() -> None:
 
 
 def test_a_void_of_what_was_let_go_before_changes_nothing() -> None:
-    held = {("m", "auth_1"): _authorized()}
-    made = domain.void_in_order([_void("auth_1", "v1")], {}, held, {("m", "auth_1")}, AT)
+    holds = domain.holds_of([_authorized()], [])
+    domain.void_in_order([_void("auth_1", "v0")], {}, holds, AT)
+    made = domain.void_in_order([_void("auth_1", "v1")], {}, holds, AT)
     assert [operation.result for operation in made.values()] == [Result.ALREADY_VOIDED]
+
+
+def _move(
+    kind: Kind,
+    holds: dict[tuple[str, str], domain.Hold],
+    *amounts: int,
+    authorization_id: str = "auth_1",
+    currency: str = "GBP",
+    final: bool = False,
+) -> list[str]:
+    """What a set of captures, refunds or increments of one authorization comes to, in order: result or reason."""
+    wishes = [domain.MoveWish("m", authorization_id, amount, currency, final) for amount in amounts]
+    asked = [domain.KeyedMove(wish, f"m{n}", b"f", f"op_{n}") for n, wish in enumerate(wishes)]
+    made = domain.move_in_order(kind, asked, {}, holds, AT)
+    return [operation.decline_reason or operation.result.value for operation in made.values()]
+
+
+def test_captures_of_one_set_are_decided_in_order_and_never_exceed_the_hold() -> None:
+    holds = domain.holds_of([_authorized()], [])
+    assert _move(Kind.CAPTURE, holds, 400, 700, 600, 1) == [
+        "CAPTURED",
+        "CAPTURE_EXCEEDS_HOLD",
+        "CAPTURED",
+        "CAPTURE_EXCEEDS_HOLD",
+    ]
+    hold = holds[("m", "auth_1")]
+    assert (hold.captured_minor, hold.held_minor, hold.state) == (1_000, 0, State.CAPTURED)
+    assert [o.result for o in domain.void_in_order([_void("auth_1", "v1")], {}, holds, AT).values()] == [
+        Result.REFUSED
+    ]
+
+
+def test_a_final_capture_lets_go_of_the_rest() -> None:
+    holds = domain.holds_of([_authorized()], [])
+    assert _move(Kind.CAPTURE, holds, 400, final=True) == ["CAPTURED"]
+    assert (holds[("m", "auth_1")].held_minor, holds[("m", "auth_1")].state) == (0, State.CAPTURED)
+    assert _move(Kind.CAPTURE, holds, 1) == ["CAPTURE_EXCEEDS_HOLD"]
+
+
+def test_refunds_never_exceed_what_was_captured_whatever_is_held() -> None:
+    holds = domain.holds_of([_authorized()], [])
+    assert _move(Kind.REFUND, holds, 1) == ["REFUND_EXCEEDS_CAPTURED"]
+    assert _move(Kind.CAPTURE, holds, 600) == ["CAPTURED"]
+    assert _move(Kind.REFUND, holds, 601, 600, 1) == [
+        "REFUND_EXCEEDS_CAPTURED",
+        "REFUNDED",
+        "REFUND_EXCEEDS_CAPTURED",
+    ]
+    voids = domain.void_in_order([_void("auth_1", "v1")], {}, holds, AT)
+    assert [(o.result, o.amount_minor) for o in voids.values()] == [(Result.VOIDED, 400)], "the rest"
+    assert _move(Kind.CAPTURE, holds, 1) == ["AUTHORIZATION_VOIDED"]
+
+
+def test_an_increment_holds_more_until_something_was_captured() -> None:
+    holds = domain.holds_of([_authorized()], [])
+    assert _move(Kind.INCREMENT, holds, 500) == ["INCREMENTED"]
+    assert holds[("m", "auth_1")].held_minor == 1_500
+    assert _move(Kind.CAPTURE, holds, 1_500) == ["CAPTURED"]
+    assert _move(Kind.INCREMENT, holds, 1) == ["AUTHORIZATION_CAPTURED"]
+
+
+@pytest.mark.parametrize("kind", [Kind.CAPTURE, Kind.REFUND, Kind.INCREMENT])
+def test_what_never_held_anything_moves_nothing_and_currencies_do_not_mix(kind: Kind) -> None:
+    holds = domain.holds_of([_authorized("tok_declined"), _authorized(operation_id="auth_2", key="k2")], [])
+    assert _move(kind, holds, 1) == ["AUTHORIZATION_DECLINED"]
+    assert _move(kind, holds, 1, authorization_id="auth_2", currency="EUR") == ["CURRENCY_MISMATCH"]
+    assert _move(kind, holds, 1, authorization_id="auth_3") == [], "unknown: no operation"
+
+
+def test_cards_may_refuse_what_comes_after_the_authorization() -> None:
+    for token, kind, reason in (
+        ("tok_no_increment", Kind.INCREMENT, "INSUFFICIENT_FUNDS"),
+        ("tok_no_capture_7", Kind.CAPTURE, "CARD_CLOSED"),
+    ):
+        assert _move(kind, domain.holds_of([_authorized(token)], []), 1) == [reason]
+    holds = domain.holds_of([_authorized("tok_no_refund")], [])
+    assert _move(Kind.CAPTURE, holds, 2) == ["CAPTURED"]
+    assert _move(Kind.REFUND, holds, 1) == ["ACCOUNT_CLOSED"]
+    assert holds[("m", "auth_1")].refunded_minor == 0
 
 
 def test_a_fault_strikes_its_target_and_its_merchant_only() -> None:
@@ -286,6 +366,6 @@ def test_the_list_of_faults_is_bounded_and_forgets_spent_ones_first() -> None:
 
 
 def test_the_readme_lists_the_test_cards() -> None:
-    text = (Path(domain.__file__).parent / "README.md").read_text("utf-8")
+    text = (Path(tokenization.__file__).parent / "README.md").read_text("utf-8")
     listed = re.findall(r"^\| `(tok_\w+)` \| (\d+) \| (\w+)", text, re.MULTILINE)
     assert listed == [(card.token, card.number, card.decline_reason or "approved") for card in CARDS]

@@ -10,6 +10,7 @@ from sandbox.bank import domain, store, tokenization
 from sandbox.bank.domain import (
     Authorization,
     AuthorizeWish,
+    Hold,
     Identity,
     KeyedVoid,
     Kind,
@@ -21,6 +22,7 @@ from sandbox.bank.faults import Faults, Target
 from sandbox.bank.mishaps import Context, Mishaps
 from sandbox.bank.runner import Latecomers
 from sandbox.bank.service import messages
+from sandbox.bank.service.movements import Movements
 from services.kit.checks import Checks, check_key
 from services.kit.clock import now
 from services.kit.db import Database, Sent, Transaction
@@ -61,11 +63,13 @@ class BankService(bank_pb2_grpc.BankServiceServicer):
             handle=self._handle_void,
             batch_response=pb.BatchVoidResponse,
         )
+        self._movements = Movements(database, self._mishaps)
 
     async def drain(self) -> None:
         """Wait until everything accepted has been carried out, except what is slow."""
         await self._authorize.drain()
         await self._void.drain()
+        await self._movements.drain()
 
     async def TokenizeCard(
         self, request: pb.TokenizeCardRequest, context: Context
@@ -96,6 +100,40 @@ class BankService(bank_pb2_grpc.BankServiceServicer):
         if await self._mishaps.refuses(Target.VOID, lambda: messages.merchants_of(request), context):
             return pb.BatchVoidResponse()
         response: pb.BatchVoidResponse = await self._void.batch(request, context)
+        return response
+
+    async def Capture(self, request: pb.CaptureRequest, context: Context) -> pb.CaptureResponse:
+        response: pb.CaptureResponse = await self._movements.single(Kind.CAPTURE, request, context)
+        return response
+
+    async def BatchCapture(
+        self, request: pb.BatchCaptureRequest, context: Context
+    ) -> pb.BatchCaptureResponse:
+        response: pb.BatchCaptureResponse = await self._movements.batch(Kind.CAPTURE, request, context)
+        return response
+
+    async def Refund(self, request: pb.RefundRequest, context: Context) -> pb.RefundResponse:
+        response: pb.RefundResponse = await self._movements.single(Kind.REFUND, request, context)
+        return response
+
+    async def BatchRefund(self, request: pb.BatchRefundRequest, context: Context) -> pb.BatchRefundResponse:
+        response: pb.BatchRefundResponse = await self._movements.batch(Kind.REFUND, request, context)
+        return response
+
+    async def IncrementAuthorization(
+        self, request: pb.IncrementAuthorizationRequest, context: Context
+    ) -> pb.IncrementAuthorizationResponse:
+        response: pb.IncrementAuthorizationResponse = await self._movements.single(
+            Kind.INCREMENT, request, context
+        )
+        return response
+
+    async def BatchIncrementAuthorizations(
+        self, request: pb.BatchIncrementAuthorizationsRequest, context: Context
+    ) -> pb.BatchIncrementAuthorizationsResponse:
+        response: pb.BatchIncrementAuthorizationsResponse = await self._movements.batch(
+            Kind.INCREMENT, request, context
+        )
         return response
 
     async def LookupByKey(self, request: pb.LookupByKeyRequest, context: Context) -> pb.LookupByKeyResponse:
@@ -176,14 +214,13 @@ class BankService(bank_pb2_grpc.BankServiceServicer):
         at = now()
         fresh: dict[Identity, Operation] = {}
         standing: dict[Identity, Operation] = {}
-        held: dict[Identity, Operation] = {}
+        holds: dict[Identity, Hold] = {}
 
         async def work(tx: Transaction) -> None:
-            nonlocal fresh, standing, held
-            held = await store.lock_authorizations(tx, targets)
+            nonlocal fresh, standing, holds
+            holds = await store.lock_holds(tx, targets)
             before = await store.find_operations(tx, keys)
-            voided = await store.find_voided(tx, held) if held else set()
-            fresh = domain.void_in_order(asked, before, held, voided, at)
+            fresh = domain.void_in_order(asked, before, holds, at)
             await store.insert_all(tx, list(fresh.values()))
             standing = before | fresh
 
@@ -196,7 +233,7 @@ class BankService(bank_pb2_grpc.BankServiceServicer):
             outcomes.append(
                 Failed(domain.unknown_authorization(c.request.authorization_id))
                 if operation is None
-                else messages.void_outcome(c, operation, held, replayed)
+                else messages.void_outcome(c, operation, holds, replayed)
             )
         return outcomes
 
@@ -207,15 +244,16 @@ class BankService(bank_pb2_grpc.BankServiceServicer):
             if await store.insert_operations(tx, [never]).count():
                 return domain.authorization(never)
             made = (await store.find_operations(tx, [(merchant_id, key)]))[(merchant_id, key)]
-            if made.kind is Kind.VOID:
-                raise Refused("NOT_AN_AUTHORIZATION", f"the key {key!r} is that of a void")
+            if made.kind is not Kind.AUTHORIZE:
+                raise Refused("NOT_AN_AUTHORIZATION", f"the key {key!r} is that of a {made.kind.lower()}")
             if made.result is not Result.APPROVED:
                 return domain.authorization(made)
             identity = (merchant_id, made.operation_id)
-            await store.lock_authorizations(tx, [identity])
-            if not await store.find_voided(tx, [identity]):
-                undo = domain.void(made, voided=False, key=None, fingerprint=b"", at=at)
-                await store.insert_all(tx, [undo])
+            hold = (await store.lock_holds(tx, [identity]))[identity]
+            if hold.captured_minor:
+                raise Refused("AUTHORIZATION_CAPTURED", f"{hold.captured_minor} of {key!r} were captured")
+            if not hold.voided:
+                await store.insert_all(tx, [domain.void(hold, key=None, fingerprint=b"", at=at)])
             return domain.authorization(made, voided=True)
 
         return await self._database.transact(work)
@@ -228,5 +266,5 @@ class BankService(bank_pb2_grpc.BankServiceServicer):
         errors = [invalid or lost for invalid, lost in zip(faults, struck, strict=True)]
         keys = [(request.merchant_id, request.idempotency_key) for request in requests]
         asked = [key for key, error in zip(keys, errors, strict=True) if error is None]
-        found = await store.find_authorizations(self._database, asked) if asked else {}
+        found = await store.find_by_key(self._database, asked) if asked else {}
         return [error or messages.looked_up(found.get(key)) for key, error in zip(keys, errors, strict=True)]

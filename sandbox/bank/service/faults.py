@@ -26,6 +26,9 @@ _TARGETS = {
     pb.FAULT_TARGET_VOID: Target.VOID,
     pb.FAULT_TARGET_LOOKUP: Target.LOOKUP,
     pb.FAULT_TARGET_CANCEL: Target.CANCEL,
+    pb.FAULT_TARGET_CAPTURE: Target.CAPTURE,
+    pb.FAULT_TARGET_REFUND: Target.REFUND,
+    pb.FAULT_TARGET_INCREMENT: Target.INCREMENT,
 }
 _KIND_VALUES = {kind: value for value, kind in _KINDS.items()}
 _TARGET_VALUES = {target: value for value, target in _TARGETS.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import lru_cache
+from typing import Any
 
 from paymesh.bank.v1 import bank_pb2 as pb
 from sandbox.bank import domain
@@ -11,8 +12,10 @@ from sandbox.bank.cards import card_of
 from sandbox.bank.domain import (
     Authorization,
     AuthorizeWish,
+    Hold,
     Identity,
     Kind,
+    MoveWish,
     Operation,
     Result,
     State,
@@ -31,6 +34,13 @@ _STATES = {
     State.DECLINED: pb.AUTHORIZATION_STATE_DECLINED,
     State.VOIDED: pb.AUTHORIZATION_STATE_VOIDED,
     State.CANCELLED: pb.AUTHORIZATION_STATE_CANCELLED,
+    State.CAPTURED: pb.AUTHORIZATION_STATE_CAPTURED,
+}
+_KINDS = {kind: pb.OperationKind.Value(f"OPERATION_KIND_{kind}") for kind in Kind}
+_NOT_DONE = {
+    Result.DECLINED: pb.OPERATION_STATE_DECLINED,
+    Result.REFUSED: pb.OPERATION_STATE_REFUSED,
+    Result.CANCELLED: pb.OPERATION_STATE_CANCELLED,
 }
 
 
@@ -57,6 +67,42 @@ def void_wish(request: pb.VoidRequest) -> VoidWish:
     return VoidWish(request.merchant_id, request.authorization_id)
 
 
+def capture_wish(request: pb.CaptureRequest) -> MoveWish:
+    """Raises Invalid."""
+    return _move_wish(request, request.final)
+
+
+def move_wish(request: pb.RefundRequest | pb.IncrementAuthorizationRequest) -> MoveWish:
+    """Raises Invalid."""
+    return _move_wish(request, False)
+
+
+def _move_wish(
+    request: pb.CaptureRequest | pb.RefundRequest | pb.IncrementAuthorizationRequest, final: bool
+) -> MoveWish:
+    checks = Checks()
+    amount = request.amount
+    checks.text("merchant_id", request.merchant_id)
+    checks.text("authorization_id", request.authorization_id)
+    checks.money("amount", amount.amount_minor, amount.currency)
+    checks.done()
+    return MoveWish(
+        request.merchant_id, request.authorization_id, amount.amount_minor, amount.currency, final
+    )
+
+
+def move_outcome(kind: Kind, command: Command[MoveWish], standing: Operation) -> Operation | Failed:
+    """What a command came to, by the operation that stands under its key: its own or that of an earlier call."""
+    replayed = standing.operation_id != command.resource_id
+    if replayed:
+        refusal = domain.repeat_refusal(standing, kind, command.key, command.fingerprint)
+        if refusal is not None:
+            return Failed(refusal)
+    if standing.result is Result.REFUSED:
+        return Failed(domain.refusal(standing), replayed)
+    return standing
+
+
 def authorize_outcome(command: Command[AuthorizeWish], standing: Operation) -> Outcome[pb.AuthorizeResponse]:
     """What a command came to, by the operation that stands under its key: its own or that of an earlier call."""
     replayed = standing.operation_id != command.resource_id
@@ -70,16 +116,17 @@ def authorize_outcome(command: Command[AuthorizeWish], standing: Operation) -> O
 
 
 def void_outcome(
-    command: Command[VoidWish], standing: Operation, held: dict[Identity, Operation], replayed: bool
+    command: Command[VoidWish], standing: Operation, holds: dict[Identity, Hold], replayed: bool
 ) -> Outcome[pb.VoidResponse]:
-    """Like `authorize_outcome`; `held` has the authorization that `standing` was to undo."""
+    """Like `authorize_outcome`; `holds` has the authorization that `standing` was to undo."""
     if replayed:
         refusal = domain.repeat_refusal(standing, Kind.VOID, command.key, command.fingerprint)
         if refusal is not None:
             return Failed(refusal)
+    made = holds[(command.merchant_id, command.request.authorization_id)].made
     if standing.result is Result.REFUSED:
-        return Failed(domain.nothing_held(command.request.authorization_id), replayed)
-    voided = domain.authorization(held[(command.merchant_id, command.request.authorization_id)], voided=True)
+        return Failed(domain.nothing_held(made), replayed)
+    voided = domain.authorization(made, voided=True)
     return Answer(pb.VoidResponse(authorization=message_of(voided)), replayed)
 
 
@@ -94,14 +141,35 @@ def lookup_fault(request: pb.LookupByKeyRequest) -> PaymeshError | None:
     return Invalid(checks.violations) if checks.violations else None
 
 
-def looked_up(authorization: Authorization | None) -> pb.LookupByKeyResponse:
+def looked_up(found: tuple[Operation, Authorization] | None) -> pb.LookupByKeyResponse:
     """None means that nothing has arrived."""
-    if authorization is None:
+    if found is None:
         return pb.LookupByKeyResponse(found=False)
-    return pb.LookupByKeyResponse(found=True, authorization=message_of(authorization))
+    operation, authorization = found
+    return pb.LookupByKeyResponse(
+        found=True, authorization=message_of(authorization), operation=operation_of(operation)
+    )
 
 
-def merchants_of(request: pb.BatchAuthorizeRequest | pb.BatchVoidRequest) -> set[str]:
+def operation_of(operation: Operation) -> pb.Operation:
+    """An operation on the wire."""
+    message = pb.Operation(
+        operation_id=operation.operation_id,
+        merchant_id=operation.merchant_id,
+        idempotency_key=operation.key or "",
+        kind=_KINDS[operation.kind],
+        state=_NOT_DONE.get(operation.result, pb.OPERATION_STATE_DONE),
+        authorization_id=operation.undoes or operation.operation_id,
+        reason=operation.decline_reason,
+    )
+    message.created_at.FromDatetime(operation.created_at)
+    if operation.amount_minor is not None:
+        message.amount.amount_minor = operation.amount_minor
+        message.amount.currency = operation.currency or ""
+    return message
+
+
+def merchants_of(request: Any) -> set[str]:
     """Whose operations travel in a batch."""
     return {item.request.merchant_id for item in request.items}
 

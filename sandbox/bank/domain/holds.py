@@ -1,110 +1,29 @@
-"""What the bank decides. Pure: requests and books in, operations out.
-
-An authorization's states: (not arrived) → APPROVED | DECLINED | CANCELLED, APPROVED → VOIDED.
-"""
+"""Authorizations, voids and cancellations: holds that come and go."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from enum import StrEnum
 from typing import NamedTuple
 
-from sandbox.bank.cards import Card
+from sandbox.bank.domain.books import (
+    Authorization,
+    AuthorizeWish,
+    Hold,
+    Identity,
+    Kind,
+    Operation,
+    Result,
+    State,
+    VoidWish,
+)
 from services.kit.errors import NotFound, Refused, key_reused
 from services.kit.ids import new_id
 
 AUTH_CODE_LENGTH = 6
 _AUTH_CODE_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 _AUTH_CODE_PAIRS = [a + b for a in _AUTH_CODE_ALPHABET for b in _AUTH_CODE_ALPHABET]
-
-Identity = tuple[str, str]
-"""(merchant, key) or (merchant, authorization id)."""
-
-
-class Kind(StrEnum):
-    """What an operation does."""
-
-    AUTHORIZE = "AUTHORIZE"
-    VOID = "VOID"
-
-
-class Result(StrEnum):
-    """What an operation came to."""
-
-    APPROVED = "APPROVED"
-    DECLINED = "DECLINED"
-    CANCELLED = "CANCELLED"
-    """It was cancelled by key before it arrived."""
-    VOIDED = "VOIDED"
-    """This void let the hold go."""
-    ALREADY_VOIDED = "ALREADY_VOIDED"
-    """An earlier void had let it go."""
-    REFUSED = "REFUSED"
-    """There was no hold to let go."""
-
-
-class State(StrEnum):
-    """Where an authorization stands."""
-
-    APPROVED = "APPROVED"
-    DECLINED = "DECLINED"
-    VOIDED = "VOIDED"
-    CANCELLED = "CANCELLED"
-
-
-class AuthorizeWish(NamedTuple):
-    """A wish for a hold."""
-
-    merchant_id: str
-    amount_minor: int
-    currency: str
-    card_token: str
-    reference: str
-    card: Card
-    """How the bank behind `card_token` behaves."""
-
-
-class VoidWish(NamedTuple):
-    """A wish to let a hold go."""
-
-    merchant_id: str
-    authorization_id: str
-
-
-class Operation(NamedTuple):
-    """A row of the books; it never changes."""
-
-    merchant_id: str
-    operation_id: str
-    kind: Kind
-    key: str | None
-    fingerprint: bytes
-    undoes: str | None
-    amount_minor: int | None
-    currency: str | None
-    card_token: str
-    reference: str
-    result: Result
-    auth_code: str
-    decline_reason: str
-    created_at: datetime
-
-
-class Authorization(NamedTuple):
-    """An authorization as it stands, or as it stood when it was made."""
-
-    merchant_id: str
-    authorization_id: str
-    key: str
-    amount_minor: int | None
-    """None when it was cancelled before it arrived."""
-    currency: str | None
-    state: State
-    auth_code: str
-    decline_reason: str
-    created_at: datetime
 
 
 def authorize(
@@ -142,11 +61,14 @@ def _auth_code() -> str:
     )
 
 
-def void(held: Operation, *, voided: bool, key: str | None, fingerprint: bytes, at: datetime) -> Operation:
-    """Let the hold of the authorization `held` go, unless it is gone (`voided`) or there never was one."""
-    result = Result.ALREADY_VOIDED if voided else Result.VOIDED
-    if held.result is not Result.APPROVED:
-        result = Result.REFUSED
+def void(hold: Hold, *, key: str | None, fingerprint: bytes, at: datetime) -> Operation:
+    """Let go of what is held, unless it is gone or there never was anything."""
+    held = hold.made
+    rest = hold.held_minor
+    if hold.voided:
+        result = Result.ALREADY_VOIDED
+    else:
+        result = Result.VOIDED if rest else Result.REFUSED
     return Operation(
         held.merchant_id,
         new_id("void"),
@@ -154,7 +76,7 @@ def void(held: Operation, *, voided: bool, key: str | None, fingerprint: bytes, 
         key,
         fingerprint,
         held.operation_id,
-        held.amount_minor,
+        rest or held.amount_minor,
         held.currency,
         "",
         "",
@@ -196,30 +118,22 @@ class KeyedVoid(NamedTuple):
 def void_in_order(
     asked: Iterable[KeyedVoid],
     standing: Mapping[Identity, Operation],
-    held: Mapping[Identity, Operation],
-    voided: Iterable[Identity],
+    holds: Mapping[Identity, Hold],
     at: datetime,
 ) -> dict[Identity, Operation]:
     """The new operations of a set of voids, by (merchant, key), decided in order.
 
-    `standing` are the operations that the keys were used for before, `held` and `voided` the authorizations
-    by (merchant, authorization id). A wish whose key stands, or whose authorization is unknown, makes no
+    `standing` are the operations that the keys were used for before, `holds` the authorizations by (merchant,
+    authorization id), which are changed. A wish whose key stands, or whose authorization is unknown, makes no
     operation."""
-    gone = set(voided)
     made: dict[Identity, Operation] = {}
-    for void_asked in asked:
-        identity = (void_asked.wish.merchant_id, void_asked.key)
-        target = (void_asked.wish.merchant_id, void_asked.wish.authorization_id)
-        if identity in standing or identity in made or target not in held:
+    for one in asked:
+        identity = (one.wish.merchant_id, one.key)
+        hold = holds.get((one.wish.merchant_id, one.wish.authorization_id))
+        if identity in standing or identity in made or hold is None:
             continue
-        made[identity] = void(
-            held[target],
-            voided=target in gone,
-            key=void_asked.key,
-            fingerprint=void_asked.fingerprint,
-            at=at,
-        )
-        gone.add(target)
+        made[identity] = void(hold, key=one.key, fingerprint=one.fingerprint, at=at)
+        hold.add(made[identity])
     return made
 
 
@@ -239,7 +153,7 @@ _STATES = {
     Result.DECLINED: State.DECLINED,
     Result.CANCELLED: State.CANCELLED,
 }
-"""What an authorization is before it is voided."""
+"""What an authorization is before anything comes of it."""
 
 
 def authorization(made: Operation, *, voided: bool = False) -> Authorization:
@@ -257,9 +171,10 @@ def authorization(made: Operation, *, voided: bool = False) -> Authorization:
     )
 
 
-def nothing_held(authorization_id: str) -> Refused:
-    """A void of something that was declined, or cancelled before it arrived."""
-    return Refused("AUTHORIZATION_DECLINED", f"authorization {authorization_id!r} holds nothing to let go")
+def nothing_held(made: Operation) -> Refused:
+    """A void of something that was declined or cancelled before it arrived, or that captures have used up."""
+    why = f"authorization {made.operation_id!r} holds nothing to let go"
+    return Refused("NOTHING_HELD" if made.result is Result.APPROVED else "AUTHORIZATION_DECLINED", why)
 
 
 def unknown_authorization(authorization_id: str) -> NotFound:
