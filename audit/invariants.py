@@ -113,14 +113,14 @@ INVARIANTS: tuple[Invariant, ...] = (
     ),
     Invariant(
         1,
-        "holds-ledger",
-        "the account of holds has what the payments hold, for every merchant and currency",
+        "accounts",
+        "every account has what the payments hold, have taken and have given back, for every merchant and currency",
         "journal entries with payments",
         (
             Query(
                 service="payment",
-                counted=("accounts", queries.COUNT_HOLDS),
-                offending=(queries.HOLDS_APART,),
+                counted=("currencies of merchants", queries.COUNT_CURRENCIES),
+                offending=(queries.ACCOUNTS_APART,),
             ),
         ),
     ),
@@ -134,8 +134,8 @@ INVARIANTS: tuple[Invariant, ...] = (
     Invariant(
         3,
         "amounts-in-bounds",
-        "no payment holds less than nothing or more than its amount, and no order has two live payments",
-        "amounts with what is held",
+        "refunded ≤ captured ≤ authorized, nothing less or more is held, and no order has two live payments",
+        "amounts with each other and with what is held",
         (
             Query(
                 service="payment",
@@ -249,7 +249,7 @@ INVARIANTS: tuple[Invariant, ...] = (
             Query(
                 service="payment",
                 offending=(
-                    queries.UNANSWERED_VOIDS,
+                    queries.UNANSWERED_OPERATIONS,
                     queries.without_effect("AuthorizePayment", "payments", "payment_id"),
                 ),
             ),

@@ -22,13 +22,25 @@ M = TypeVar("M", bound=Message)
 
 HOLDING = {
     Reservation: ("RESERVED", "COMMITTED"),
-    Payment: ("AUTHORIZED",),
+    Payment: (
+        "AUTHORIZED",
+        "INCREMENTING",
+        "CAPTURING",
+        "PARTIALLY_CAPTURED",
+        "CAPTURED",
+        "SETTLED",
+        "REFUNDING",
+        "PARTIALLY_REFUNDED",
+        "REFUNDED",
+        "EXPIRED",
+    ),
     Shipment: ("CREATED", "DISPATCHED"),
 }
-"""States in which a part keeps stock, money or a carrier for its order."""
+"""States in which a part keeps stock, money or a carrier for its order, or has kept it until its time was over: money
+that was given back by a return, or not taken within seven days, was there when the order was completed."""
 LETTING_GO = {
     Reservation: ("RELEASED",),
-    Payment: ("DECLINED", "REJECTED", "FAILED", "VOIDING", "VOIDED"),
+    Payment: ("DECLINED", "REJECTED", "FAILED", "VOIDING", "VOIDED", "EXPIRED", "REFUNDED"),
     Shipment: ("CANCELLED",),
 }
 """States in which it holds nothing, or will in a moment: a payment that failed and is found to have been approved after
@@ -46,7 +58,7 @@ _RESERVED = Pack(inventory_pb2.ReserveStockResponse)
 _AUTHORIZED = Pack(payment_pb2.AuthorizePaymentResponse)
 _BOOKED = Pack(shipping_pb2.CreateShipmentResponse)
 
-_ANSWERED = {
+_ANSWERED = dict.fromkeys(HOLDING[Payment], ("AUTHORIZED",)) | {
     "VOIDING": ("AUTHORIZED", "FAILED", "VOIDING"),
     "VOIDED": ("AUTHORIZED", "FAILED", "VOIDED"),
 }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from audit.payments import Operation, PaymentBook
 from services.kit.money import Money
-from services.payment.domain import Payment, State, apply, fold
+from services.payment.domain import EventType, Payment, State, apply, fold
 from services.payment.ledger import Entry, journal
 
 APPROVED, DECLINED, VOIDED, CANCELLED, ABSENT = "APPROVED", "DECLINED", "VOIDED", "CANCELLED", "ABSENT"
@@ -17,8 +18,22 @@ AT_THE_BANK: dict[State, tuple[str, ...]] = {
     State.REJECTED: (ABSENT,),
     State.FAILED: (ABSENT, CANCELLED, VOIDED),
     State.VOIDED: (VOIDED,),
+    State.EXPIRED: (VOIDED,),
+    State.PARTIALLY_CAPTURED: (APPROVED,),
+    # The rest may have been let go by a final capture, or by a void.
+    State.CAPTURED: (APPROVED, VOIDED),
+    State.SETTLED: (APPROVED, VOIDED),
+    State.PARTIALLY_REFUNDED: (APPROVED, VOIDED),
+    State.REFUNDED: (APPROVED, VOIDED),
 }
 """Where the authorization of a settled payment may stand at the bank."""
+
+MOVED = {
+    EventType.INCREMENTED: "INCREMENTED",
+    EventType.CAPTURED: "CAPTURED",
+    EventType.REFUNDED: "REFUNDED",
+}
+"""What the bank's books say of the operation whose success an event tells."""
 
 
 def follows_its_events(book: PaymentBook) -> Iterator[str]:
@@ -80,9 +95,45 @@ def agrees_with_the_bank(book: PaymentBook) -> Iterator[str]:
         return
     if authorization is not None and authorization.result in (APPROVED, DECLINED):
         yield from _same_particulars(book.row, authorization)
-    for void in book.operations:
-        if void.result == VOIDED and authorization is not None and void.amount != authorization.amount:
-            yield f"was authorized for {_money(authorization.amount)}, and the bank let {_money(void.amount)} go"
+    yield from _same_movements(book)
+    if authorization is not None and authorization.result == APPROVED:
+        yield from _same_hold(book.row, authorization, book.operations)
+
+
+def _same_movements(book: PaymentBook) -> Iterator[str]:
+    """The increments, captures and refunds of both books, one by one: result, operation at the bank and amount."""
+    ours = Counter(
+        (MOVED[event.type], event.data["processor_reference"], event.data["amount_minor"])
+        for event in (one.read() for one in book.events if one.type in MOVED)
+    )
+    theirs = Counter(
+        (one.result, one.operation_id, one.amount.amount_minor)
+        for one in book.operations
+        if one.result in MOVED.values()
+    )
+    for result, operation_id, amount_minor in sorted(ours - theirs):
+        yield f"was {result} by {amount_minor} in {operation_id}, and the bank has no such operation"
+    for result, operation_id, amount_minor in sorted(theirs - ours):
+        yield f"was {result} by {amount_minor} in {operation_id} at the bank, and payment knows nothing of it"
+
+
+def _same_hold(row: Payment, at_bank: Operation, operations: Sequence[Operation]) -> Iterator[str]:
+    """What the bank still holds, and what it let go, by its own operations."""
+    minor: Counter[str] = Counter()
+    for one in operations:
+        minor[one.result] += one.amount.amount_minor
+    rest = at_bank.amount.amount_minor + minor["INCREMENTED"] - minor["CAPTURED"]
+    closed = any(one.result == "CAPTURED" and one.final for one in operations)
+    for void in operations:
+        if void.result == VOIDED and void.amount != Money(rest, at_bank.amount.currency):
+            yield (
+                f"had {_money(Money(rest, at_bank.amount.currency))} left of its authorization for"
+                f" {_money(at_bank.amount)}, and the bank let {_money(void.amount)} go"
+            )
+    held = 0 if closed or minor[VOIDED] else rest
+    # Where already the authorization is for another amount, nobody needs to hear it twice.
+    if row.state is not State.FAILED and row.amount == at_bank.amount and held != row.held_minor:
+        yield f"holds {row.held_minor}, and {held} are held at the bank"
 
 
 def _standing(book: PaymentBook) -> str:

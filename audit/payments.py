@@ -11,12 +11,14 @@ from audit.merge import Key, Stream, merge
 from audit.report import AuditError
 from audit.snapshot import Row, Snapshots
 from services.kit.money import Money
-from services.payment.domain import Event, EventType, Payment, State, UnknownOutcome
+from services.payment.domain import WAITING, Event, EventType, Payment, State, UnknownOutcome
 from services.payment.ledger import Entry
 
 _PAYMENTS = """
 SELECT merchant_id, payment_id, order_id, amount_minor, currency, state, version, unknown_outcome, auth_code,
-       processor_reference, decline_reason, fraud_score_milli
+       processor_reference, decline_reason, fraud_score_milli, incremented_minor, captured_minor, refunded_minor,
+       settled_minor, fee_minor, rest_released, pending_minor, pending_fee_minor, pending_final, expiring,
+       coalesce(extract(epoch FROM expires_at) * 1000, 0)::bigint
 FROM payments ORDER BY merchant_id/*bytes*/, payment_id/*bytes*/
 """
 _EVENTS = """
@@ -34,7 +36,7 @@ _OPERATIONS = """
 SELECT * FROM (
     SELECT o.merchant_id, split_part(coalesce(a.key, o.key, o.operation_id), '/', 1) AS payment_id, o.operation_id,
            o.kind, o.result, coalesce(o.undoes, ''), coalesce(o.amount_minor, 0), coalesce(o.currency, ''),
-           o.reference, o.auth_code, o.decline_reason
+           o.reference, o.auth_code, o.decline_reason, o.final
     FROM operations AS o
     LEFT JOIN operations AS a ON a.merchant_id = o.merchant_id AND a.operation_id = coalesce(o.undoes, o.operation_id)
 ) AS book ORDER BY merchant_id/*bytes*/, payment_id/*bytes*/
@@ -47,7 +49,6 @@ _VERSIONS = """
 SELECT merchant_id, payment_id, version FROM payments
 WHERE (merchant_id, payment_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
 """
-_WAITING = ("AUTHORIZING", "VOIDING")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Operation:
     reference: str
     auth_code: str
     decline_reason: str
+    final: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class PaymentBook:
     @property
     def in_flight(self) -> bool:
         """Whether the processor is being asked."""
-        return self.row is not None and self.row.state in _WAITING
+        return self.row is not None and self.row.state in WAITING
 
 
 async def read_payments(snapshots: Snapshots) -> AsyncIterator[PaymentBook]:
@@ -149,20 +151,17 @@ def _payment(row: Row) -> Payment:
     except ValueError as error:
         raise AuditError(f"payment {row[1]} is in a state that this audit does not know: {error}") from error
     return Payment(
-        merchant_id=row[0],
-        payment_id=row[1],
-        order_id=row[2],
-        amount=Money(row[3], row[4]),
-        state=state,
-        version=row[6],
-        created_at_ms=0,
-        unknown_outcome=unknown_outcome,
-        auth_code=row[8],
-        processor_reference=row[9],
-        decline_reason=row[10],
-        fraud_score_milli=row[11],
+        row[0],
+        row[1],
+        row[2],
+        Money(row[3], row[4]),
+        state,
+        row[6],
+        0,
+        unknown_outcome,
+        *row[8:],
     )
 
 
 def _operation(row: Row) -> Operation:
-    return Operation(row[2], row[3], row[4], row[5], Money(row[6], row[7]), row[8], row[9], row[10])
+    return Operation(row[2], row[3], row[4], row[5], Money(row[6], row[7]), row[8], row[9], row[10], row[11])

@@ -14,34 +14,56 @@ FROM journal_entries GROUP BY merchant_id, journal_id, currency HAVING sum(amoun
 """
 
 COUNT_PAYMENTS = "SELECT count(*) FROM payments"
-# Nothing was ever booked of a hold that was found after its payment had failed, which is VOIDING with a reason.
-HOLDS_APART = """
-SELECT merchant_id, currency,
-       format('has %s in the account of holds, and payments that hold %s', coalesce(l.minor, 0), coalesce(p.minor, 0))
+# What payments make of every account, by their amounts. Nothing was ever booked of a hold that was found after its
+# payment had failed, which is VOIDING with a reason.
+_DUE = """
+SELECT merchant_id, currency, account, minor
 FROM (
-    SELECT merchant_id, currency, sum(amount_minor) AS minor FROM journal_entries
-    WHERE account = 'holds' GROUP BY merchant_id, currency
-) AS l FULL JOIN (
-    SELECT merchant_id, currency, sum(amount_minor) AS minor FROM payments
-    WHERE state = 'AUTHORIZED' OR (state = 'VOIDING' AND decline_reason = '') GROUP BY merchant_id, currency
-) AS p USING (merchant_id, currency)
+    SELECT merchant_id, currency,
+           sum(CASE WHEN rest_released OR decline_reason <> '' THEN 0
+                    WHEN state IN ('AUTHORIZED', 'INCREMENTING', 'CAPTURING', 'PARTIALLY_CAPTURED', 'REFUNDING',
+                    'VOIDING') THEN amount_minor + incremented_minor - captured_minor ELSE 0 END) AS held,
+           sum(captured_minor) AS captured, sum(refunded_minor) AS refunded, sum(settled_minor) AS settled,
+           sum(fee_minor) AS fees
+    FROM payments GROUP BY merchant_id, currency
+) AS sums
+CROSS JOIN LATERAL (VALUES
+    ('holds', held), ('holds_control', -held), ('processor_receivable', captured - refunded - settled),
+    ('merchant_payable', refunded + fees - captured), ('fees', -fees), ('cash', settled)
+) AS due (account, minor)
+"""
+ACCOUNTS_APART = f"""
+SELECT merchant_id, currency,
+       format('has %s in the account %s, and payments that make it %s', coalesce(l.minor, 0), account,
+              coalesce(p.minor, 0))
+FROM (
+    SELECT merchant_id, currency, account, sum(amount_minor) AS minor FROM journal_entries GROUP BY 1, 2, 3
+) AS l FULL JOIN ({_DUE}) AS p USING (merchant_id, currency, account)
 WHERE coalesce(l.minor, 0) <> coalesce(p.minor, 0)
 """
-COUNT_HOLDS = """
+COUNT_CURRENCIES = """
 SELECT count(*) FROM (SELECT 1 FROM payments GROUP BY merchant_id, currency) AS accounts
 """
 AMOUNTS_OUT_OF_BOUNDS = """
 SELECT p.merchant_id, p.payment_id,
-       format('is for %s %s, and %s is held', p.amount_minor, p.currency, coalesce(h.minor, 0))
+       format('is for %s %s and %s more: %s held, %s captured, %s refunded, %s settled, fees of %s', p.amount_minor,
+              p.currency, incremented_minor, coalesce(h.minor, 0), captured_minor, refunded_minor, settled_minor,
+              fee_minor)
 FROM payments AS p LEFT JOIN (
     SELECT merchant_id, split_part(journal_id, '/', 1) AS payment_id, sum(amount_minor) AS minor
     FROM journal_entries WHERE account = 'holds' GROUP BY 1, 2
 ) AS h USING (merchant_id, payment_id)
-WHERE p.amount_minor <= 0 OR coalesce(h.minor, 0) NOT BETWEEN 0 AND p.amount_minor
+WHERE p.amount_minor <= 0 OR p.incremented_minor < 0
+   OR coalesce(h.minor, 0) NOT BETWEEN 0 AND p.amount_minor + p.incremented_minor - p.captured_minor
+   OR p.captured_minor NOT BETWEEN 0 AND p.amount_minor + p.incremented_minor
+   OR p.refunded_minor NOT BETWEEN 0 AND p.captured_minor
+   OR p.settled_minor NOT BETWEEN 0 AND p.captured_minor
+   OR p.fee_minor NOT BETWEEN 0 AND p.captured_minor
 """
 ORDERS_PAID_TWICE = """
 SELECT merchant_id, order_id, format('is paid %s times: %s', count(*), string_agg(payment_id, ', ' ORDER BY payment_id))
-FROM payments WHERE state IN ('AUTHORIZING', 'AUTHORIZED') OR (state = 'VOIDING' AND decline_reason = '')
+FROM payments
+WHERE state NOT IN ('DECLINED', 'REJECTED', 'FAILED', 'VOIDED', 'EXPIRED', 'REFUNDED') AND decline_reason = ''
 GROUP BY merchant_id, order_id HAVING count(*) > 1
 """
 
@@ -100,14 +122,21 @@ WHERE i.method = '{method}' AND (i.result IS NULL OR substr(i.result, 1, 1) = '\
 """
 
 
-# A request that waits for the processor may wait for its answer; whose payment has settled, may not.
-UNANSWERED_VOIDS = """
+# A request that waits for the processor may wait for its answer; whose payment has settled, may not. What a payment
+# waits for is told by its newest event but the mark of an unknown outcome.
+UNANSWERED_OPERATIONS = """
 SELECT i.merchant_id, i.key, format('of %s (%s) was accepted and never answered', i.caller, i.method)
 FROM idempotency AS i
 WHERE i.result IS NULL AND i.method <> 'AuthorizePayment' AND NOT EXISTS (
-    SELECT FROM payments AS p JOIN payment_events AS e USING (merchant_id, payment_id)
-    WHERE p.merchant_id = i.merchant_id AND p.state = 'VOIDING' AND i.method = 'VoidPayment'
-      AND e.type = 'PaymentVoidRequested' AND e.data->>'idempotency_key' = i.key AND e.data->>'caller' = i.caller
+    SELECT FROM payments AS p JOIN payment_events AS e
+      ON e.merchant_id = p.merchant_id AND e.payment_id = p.payment_id
+     AND e.version = p.version - CASE p.unknown_outcome WHEN '' THEN 0 ELSE 1 END
+    WHERE p.merchant_id = i.merchant_id AND p.state IN ('VOIDING', 'INCREMENTING', 'CAPTURING', 'REFUNDING')
+      AND i.method = CASE e.type
+          WHEN 'PaymentVoidRequested' THEN 'VoidPayment' WHEN 'PaymentCaptureRequested' THEN 'CapturePayment'
+          WHEN 'PaymentRefundRequested' THEN 'RefundPayment'
+          WHEN 'PaymentIncrementRequested' THEN 'IncrementAuthorization' END
+      AND e.data->>'idempotency_key' = i.key AND e.data->>'caller' = i.caller
 )
 """
 
@@ -132,15 +161,14 @@ SELECT merchant_id, order_id AS id, 'paymesh.orchestrator.v1.' || CASE state
     WHEN 'COMPLETED' THEN 'OrderPlaced' WHEN 'COMPENSATED' THEN 'OrderCompensated' ELSE 'OrderParked' END AS type
 FROM sagas WHERE state IN ('COMPLETED', 'COMPENSATED', 'PARKED')
 """)
-# What is announced is the state that an event leads to: a refused void leads back to AUTHORIZED.
 PAYMENTS_ANNOUNCED_APART = announced_apart("""
-SELECT merchant_id, payment_id AS id, 'paymesh.payment.v1.' || CASE type
-    WHEN 'PaymentVoided' THEN 'PaymentVoided'
-    WHEN 'PaymentAuthorized' THEN 'PaymentAuthorized' WHEN 'PaymentVoidRefused' THEN 'PaymentAuthorized'
-    ELSE 'PaymentDeclined' END AS type
+SELECT merchant_id, payment_id AS id,
+       'paymesh.payment.v1.' || CASE WHEN type IN ('PaymentRejected', 'PaymentFailed') THEN 'PaymentDeclined' ELSE
+       type END AS type
 FROM payment_events
-WHERE type IN ('PaymentAuthorized', 'PaymentDeclined', 'PaymentRejected', 'PaymentFailed', 'PaymentVoidRefused',
-               'PaymentVoided')
+WHERE type IN ('PaymentAuthorized', 'PaymentDeclined', 'PaymentRejected', 'PaymentFailed', 'PaymentVoided',
+               'PaymentAuthorizationIncremented', 'PaymentCaptured', 'PaymentRefunded', 'PaymentExpired',
+               'PaymentSettled')
 """)
 RESERVATIONS_ANNOUNCED_APART = announced_apart("""
 SELECT merchant_id, reservation_id AS id, 'paymesh.inventory.v1.StockReserved' AS type FROM reservations
@@ -158,4 +186,7 @@ FROM shipments WHERE state <> 'CREATED'
 """)
 
 WAITING_SAGAS = "SELECT count(*) FROM sagas WHERE state IN ('RUNNING', 'COMPENSATING')"
-WAITING_PAYMENTS = "SELECT count(*) FROM payments WHERE state IN ('AUTHORIZING', 'VOIDING')"
+WAITING_PAYMENTS = (
+    "SELECT count(*) FROM payments"
+    " WHERE state IN ('AUTHORIZING', 'VOIDING', 'INCREMENTING', 'CAPTURING', 'REFUNDING')"
+)

@@ -126,10 +126,10 @@ class PaymentMesh:
     async def assert_books_agree(self, merchant: str = "") -> None:
         """Wait until everything is settled; then payment's events, rows, ledger, announcements and answers agree with
         each other and, operation by operation, with the bank's books. For one merchant, or for all."""
-        waiting = "SELECT 1 FROM payments WHERE %s::text IN ('', merchant_id) AND state IN ('AUTHORIZING', 'VOIDING')"
+        waiting = "SELECT 1 FROM payments WHERE %s::text IN ('', merchant_id) AND state = ANY (%s)"
 
         async def settled() -> bool:
-            return not self.on_payment(waiting, merchant)
+            return not self.on_payment(waiting, merchant, [state.value for state in domain.WAITING])
 
         await until(settled)
         payments = self._payments(merchant)
@@ -148,7 +148,9 @@ class PaymentMesh:
     def _payments(self, merchant: str) -> list[Payment]:
         rows = self.on_payment(
             "SELECT merchant_id, payment_id, order_id, amount_minor, currency, state, version, unknown_outcome,"
-            " auth_code, processor_reference, decline_reason, fraud_score_milli FROM payments"
+            " auth_code, processor_reference, decline_reason, fraud_score_milli, incremented_minor, captured_minor,"
+            " refunded_minor, settled_minor, fee_minor, rest_released, pending_minor, pending_fee_minor, pending_final,"
+            " expiring, coalesce(extract(epoch FROM expires_at) * 1000, 0)::bigint FROM payments"
             " WHERE %s::text IN ('', merchant_id)",
             merchant,
         )

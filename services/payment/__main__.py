@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from functools import partial
 
-from paymesh.payment.v1 import payment_pb2_grpc
+from paymesh.payment.v1 import ledger_pb2_grpc, payment_pb2_grpc
 from services.kit.process import Process, run
 from services.kit.rpc.client import open_channel
 from services.payment.clients import FraudClient, Processor
 from services.payment.config import PaymentConfig
-from services.payment.runner import Resolver, watch_waiting
-from services.payment.service import NAME, PaymentService
+from services.payment.runner import Expiry, Resolver, watch_waiting
+from services.payment.service import LEDGER_NAME, NAME, LedgerService, PaymentService
 
 
 async def wire(process: Process, config: PaymentConfig) -> None:
-    """One servicer, two callees, one resolver."""
+    """Two servicers, two callees, a resolver and an expiry runner."""
     fraud_channel = open_channel(config.fraud_target, caller="payment")
     # No retries below us: whether a lost answer is asked for again is the resolver's decision.
     bank_channel = open_channel(config.bank_target, caller="payment", attempts_max=1)
@@ -26,7 +26,11 @@ async def wire(process: Process, config: PaymentConfig) -> None:
     )
     resolver = Resolver(process.database, service, processor, config)
     process.serve(payment_pb2_grpc.add_PaymentServiceServicer_to_server, service, NAME)
+    process.serve(
+        ledger_pb2_grpc.add_LedgerServiceServicer_to_server, LedgerService(process.database), LEDGER_NAME
+    )
     process.background("resolver", resolver.run)
+    process.background("expiry", Expiry(process.database, config).run)
     process.background("waiting", partial(watch_waiting, process.database))
 
 

@@ -21,6 +21,11 @@ class PaymentConfig(ServiceConfig):
     intent_seconds: float = Field(default=15.0, gt=0, le=600)
     """An intent older than this was left behind by a process that died. Longer than a handler may take (10 s), so that
     the resolver does not meddle with work that is under way."""
+    authorization_seconds: float = Field(default=604_800.0, gt=0, le=2_592_000)
+    """How long an authorization lives: seven days, after which cards' banks drop holds by themselves. What was not
+    captured by then is let go."""
+    expire_poll_ms: int = Field(default=1_000, ge=10)
+    """How often the runner looks for authorizations that have come to their end; a second is nothing to seven days."""
     resolve_first_ms: int = Field(default=200, ge=10)
     """First wait before an unknown outcome is asked for; doubles with every attempt."""
     resolve_max_ms: int = Field(default=30_000, ge=100)

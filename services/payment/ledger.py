@@ -1,7 +1,18 @@
 """Double entry: what an event books. Pure.
 
-A hold is booked when the card's bank gives it and booked back when it is let go, each time against the control account,
-so that every journal adds up to nothing.
+Every account is a sum over what payments hold, have taken and have given back, so a journal is the change that an event
+makes to these, and adds up to nothing by construction:
+
+| | holds | holds_control | processor_receivable | merchant_payable | fees | cash |
+|---|---|---|---|---|---|---|
+| held | + | - | | | | |
+| captured | | | + | - | | |
+| fee of a capture | | | | + | - | |
+| refunded | | | - | + | | |
+| settled | | | - | | | + |
+
+Debits are positive, credits negative. Nothing is ever changed: a hold that is let go is booked back, a refund
+reverses its part of the capture, each as a journal of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +25,14 @@ from services.payment.domain import Payment
 
 HOLDS = "holds"
 HOLDS_CONTROL = "holds_control"
+PROCESSOR_RECEIVABLE = "processor_receivable"
+MERCHANT_PAYABLE = "merchant_payable"
+FEES = "fees"
+CASH = "cash"
+SUSPENSE = "suspense"
+
+ACCOUNTS = (HOLDS, HOLDS_CONTROL, PROCESSOR_RECEIVABLE, MERCHANT_PAYABLE, FEES, CASH, SUSPENSE)
+"""The chart. `suspense` is for money whose reason is not known yet: no event of a payment books on it."""
 
 
 class Entry(NamedTuple):
@@ -27,21 +46,33 @@ class Entry(NamedTuple):
 
 
 def journal(before: Payment, after: Payment) -> list[Entry]:
-    """What an event books: the change of what is held."""
-    change = _booked(after) - _booked(before)
-    if not change:
+    """What an event books; nothing when it moves nothing."""
+    held = _booked(after) - _booked(before)
+    lines: tuple[tuple[str, int], ...] = ((HOLDS, held), (HOLDS_CONTROL, -held))
+    if after.captured_minor:
+        captured = after.captured_minor - before.captured_minor
+        refunded = after.refunded_minor - before.refunded_minor
+        settled = after.settled_minor - before.settled_minor
+        fee = after.fee_minor - before.fee_minor
+        lines += (
+            (PROCESSOR_RECEIVABLE, captured - refunded - settled),
+            (MERCHANT_PAYABLE, fee + refunded - captured),
+            (FEES, -fee),
+            (CASH, settled),
+        )
+    elif not held:
         return []
-    number = f"{after.payment_id}/{after.version}"
-    amount = Money(change, after.amount.currency)
+    number, currency = f"{after.payment_id}/{after.version}", after.amount.currency
+    moved = [(account, amount_minor) for account, amount_minor in lines if amount_minor]
     return [
-        Entry(after.merchant_id, number, 1, HOLDS, amount),
-        Entry(after.merchant_id, number, 2, HOLDS_CONTROL, -amount),
+        Entry(after.merchant_id, number, line, account, Money(amount_minor, currency))
+        for line, (account, amount_minor) in enumerate(moved, start=1)
     ]
 
 
 def _booked(payment: Payment) -> int:
     """A hold that was found late is no authorization of ours: it is let go without ever being booked."""
-    return 0 if payment.found_late else payment.held.amount_minor
+    return 0 if payment.found_late else payment.held_minor
 
 
 def entries(changes: Iterable[tuple[Payment, Payment]]) -> list[Entry]:

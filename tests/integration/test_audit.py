@@ -207,7 +207,7 @@ ALL = (
     Breakage(
         "half of a journal is gone",
         {"payment": "DELETE FROM journal_entries WHERE journal_id = '{good.payment_id}/2' AND line = 2;"},
-        {"journals-balance", "payments-are-their-events"},
+        {"journals-balance", "accounts", "payments-are-their-events"},
         "{good.payment_id}/2",
     ),
     Breakage(
@@ -217,7 +217,7 @@ ALL = (
             " VALUES ('{merchant}', '{unserved.payment_id}/9', 1, 'holds', '{unserved.amount.currency}', 5),"
             " ('{merchant}', '{unserved.payment_id}/9', 2, 'holds_control', '{unserved.amount.currency}', -5);"
         },
-        {"holds-ledger", "payments-are-their-events"},
+        {"accounts", "payments-are-their-events"},
         "{unserved.amount.currency}",
     ),
     Breakage(
@@ -226,7 +226,7 @@ ALL = (
             "payment": "ALTER TABLE journal_entries DISABLE TRIGGER USER;"
             "UPDATE journal_entries SET amount_minor = 2 * amount_minor WHERE journal_id = '{good.payment_id}/2';"
         },
-        {"amounts-in-bounds", "holds-ledger", "payments-are-their-events"},
+        {"amounts-in-bounds", "accounts", "payments-are-their-events"},
         "{good.payment_id}",
     ),
     Breakage(
@@ -580,7 +580,7 @@ def test_what_is_under_way_is_counted_and_not_judged(books: Books) -> None:
         "UPDATE idempotency SET result = NULL WHERE resource_id = '{good.saga_id}';"
         "DELETE FROM outbox WHERE aggregate_id = '{good.order_id}';",
         "payment": "UPDATE payments SET state = 'AUTHORIZING', auth_code = '', processor_reference = '', version = 1,"
-        " fraud_score_milli = 0 WHERE payment_id = '{good.payment_id}';"
+        " fraud_score_milli = 0, expires_at = NULL WHERE payment_id = '{good.payment_id}';"
         "DELETE FROM payment_events WHERE payment_id = '{good.payment_id}' AND version > 1;"
         "DELETE FROM journal_entries WHERE journal_id LIKE '{good.payment_id}/%';"
         "UPDATE idempotency SET result = NULL WHERE resource_id = '{good.payment_id}';"

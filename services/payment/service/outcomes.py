@@ -7,27 +7,28 @@ payment nor the answer that stands under its key.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from opentelemetry.trace import Span
 from prometheus_client import Counter
 
-from paymesh.payment.v1 import events_pb2
 from paymesh.payment.v1 import payment_pb2 as pb
 from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import PaymeshError
-from services.kit.idempotency import Identity, lasting, remember
+from services.kit.idempotency import Identity, as_replay, identity, lasting, remember
 from services.kit.outbox import Announcement, announce
 from services.kit.rpc.failures import as_error
 from services.kit.rpc.stored import Pack
-from services.kit.sets import Answer, Failed, M, Outcome
+from services.kit.sets import Answer, Command, Failed, M, Outcome
 from services.kit.telemetry import traceparent_of
 from services.payment import domain, ledger, store
-from services.payment.domain import Event, EventType, Payment, PaymentKey, State
-from services.payment.service.messages import message_of
+from services.payment.domain import Event, Payment, PaymentKey, State
+from services.payment.service.messages import ANNOUNCED, announcement_of, message_of
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +41,6 @@ OUTCOMES = Counter(
     ("event",),
 )
 
-# By event and not by state: a refused void leads back to AUTHORIZED, which nobody needs to hear twice.
-_ANNOUNCED: dict[EventType, Any] = {
-    EventType.AUTHORIZED: events_pb2.PaymentAuthorized,
-    EventType.DECLINED: events_pb2.PaymentDeclined,
-    EventType.REJECTED: events_pb2.PaymentDeclined,
-    EventType.FAILED: events_pb2.PaymentDeclined,
-    EventType.VOIDED: events_pb2.PaymentVoided,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[M]):
@@ -60,11 +52,12 @@ class Operation(Generic[M]):
     """Where a payment stands between the intent and the outcome."""
     pack: Pack[M]
     respond: Callable[[pb.Payment], M]
-    answer: Callable[[Payment], Payment | PaymeshError]
+    answer: Callable[[Payment, Event | None], Payment | PaymeshError]
 
-    def outcome(self, payment: Payment, message: pb.Payment | None) -> Outcome[M]:
-        """What the caller is told about `payment`; `message` is that payment, if it was built already."""
-        answer = self.answer(payment)
+    def outcome(self, payment: Payment, event: Event | None, message: pb.Payment | None) -> Outcome[M]:
+        """What the caller is told about `payment`, after the event that the processor's answer caused, if any.
+        `message` is the payment on the wire, where somebody has made it already."""
+        answer = self.answer(payment, event)
         if isinstance(answer, PaymeshError):
             return Failed(answer)
         return Answer(self.respond(message or message_of(answer)))
@@ -100,6 +93,31 @@ VOID = Operation(
     lambda payment: pb.VoidPaymentResponse(payment=payment),
     domain.answer_to_void,
 )
+INCREMENT = Operation(
+    "IncrementAuthorization",
+    State.INCREMENTING,
+    Pack(pb.IncrementAuthorizationResponse),
+    lambda payment: pb.IncrementAuthorizationResponse(payment=payment),
+    domain.answer_to_movement,
+)
+CAPTURE = Operation(
+    "CapturePayment",
+    State.CAPTURING,
+    Pack(pb.CapturePaymentResponse),
+    lambda payment: pb.CapturePaymentResponse(payment=payment),
+    domain.answer_to_movement,
+)
+REFUND = Operation(
+    "RefundPayment",
+    State.REFUNDING,
+    Pack(pb.RefundPaymentResponse),
+    lambda payment: pb.RefundPaymentResponse(payment=payment),
+    domain.answer_to_movement,
+)
+OPERATIONS: Mapping[State, Operation[Any]] = {
+    operation.waits_in: operation for operation in (AUTHORIZE, VOID, INCREMENT, CAPTURE, REFUND)
+}
+"""By the state in which a payment waits for them."""
 
 
 class Told(NamedTuple):
@@ -147,29 +165,34 @@ async def record(database: Database, operation: Operation[M], told: Sequence[Tol
 
 async def _record(database: Database, operation: Operation[M], told: Sequence[Told]) -> list[Outcome[M]]:
     async def work(tx: Transaction) -> tuple[list[Outcome[M]], list[store.Record]]:
-        payments = await store.lock_payments(tx, [t.key for t in told])
+        authorizing = operation is AUTHORIZE
+        lock = store.lock_authorizations if authorizing else store.lock_payments
+        payments = await lock(tx, [t.key for t in told])
         changes: list[tuple[Payment, Payment]] = []
         records: list[store.Record] = []
         announcements: list[Announcement] = []
         outcomes: list[Outcome[M]] = []
         for one in told:
             before = after = payments[one.key]
-            message: pb.Payment | None = None
             event = one.decide(before)
+            message = None
             if event is not None:
                 after = payments[one.key] = domain.apply(before, event)
                 changes.append((before, after))
                 records.append(store.Record(*after.key, after.version, event))
-                if (kind := _ANNOUNCED.get(event.type)) is not None:
+                if event.type in ANNOUNCED:
                     message = message_of(after)
-                    announced = Announcement(*after.key, kind(payment=message), traceparent_of(one.span))
-                    announcements.append(announced)
+                    told_others = announcement_of(event, message)
+                    announcements.append(Announcement(*after.key, told_others, traceparent_of(one.span)))
             waited = before.state is operation.waits_in and domain.same_intent(one.payment, before)
             outcomes.append(
-                operation.outcome(after, message) if waited else Failed(domain.settled_elsewhere(after))
+                operation.outcome(after, event, message)
+                if waited
+                else Failed(domain.settled_elsewhere(after))
             )
         if changes:
-            store.save_payments(tx, [after for _, after in changes])
+            save = store.save_authorizations if authorizing else store.save_payments
+            save(tx, [after for _, after in changes])
             store.insert_events(tx, records)
             store.insert_entries(tx, ledger.entries(changes))
         open_ = [(t.key, t.look_again_seconds) for t in told if payments[t.key].unknown_outcome]
@@ -186,3 +209,41 @@ async def _record(database: Database, operation: Operation[M], told: Sequence[To
     for type_ in {one.event.type for one in records}:
         OUTCOMES.labels(type_.value).inc(sum(one.event.type is type_ for one in records))
     return outcomes
+
+
+def still_open(
+    commands: Sequence[Command[Any]], outcomes: Sequence[Outcome[Any] | None], begun: Mapping[Identity, T]
+) -> dict[Identity, T]:
+    """Of what was begun, that which this set has to end. A transaction that was tried again may have begun more than
+    its last attempt claimed; only a command without an outcome is ours."""
+    return {
+        identity(c): begun[identity(c)]
+        for c, outcome in zip(commands, outcomes, strict=True)
+        if outcome is None
+    }
+
+
+async def conclude(
+    database: Database,
+    operation: Operation[Any],
+    commands: Sequence[Command[Any]],
+    outcomes: Sequence[Outcome[Any] | None],
+    told: Sequence[Told],
+) -> list[Outcome[Any]]:
+    """Write down the answers and put them where the set still waits for an outcome."""
+    recorded: Sequence[Outcome[Any]]
+    try:
+        recorded = await record(database, operation, told)
+    except PaymeshError as error:
+        # The intent stands and the processor was asked: whatever the database says, it is not "nothing happened".
+        recorded = [Failed(domain.not_written_down(t.payment, error)) for t in told]
+    ended = {t.asker: outcome for t, outcome in zip(told, recorded, strict=True)}
+    seen: set[Identity] = set()
+    results: list[Outcome[Any]] = []
+    for command, outcome in zip(commands, outcomes, strict=True):
+        if outcome is None:
+            key = identity(command)
+            outcome = (as_replay(ended[key]) or ended[key]) if key in seen else ended[key]
+            seen.add(key)
+        results.append(outcome)
+    return results

@@ -7,9 +7,9 @@ intent, and the resolver (`runner`) takes it from there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from paymesh.payment.v1 import payment_pb2 as pb
 from services.kit.checks import Checks, page_size
@@ -18,23 +18,22 @@ from services.kit.coalescer import Limits
 from services.kit.db import Database, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import PaymeshError
-from services.kit.idempotency import Identity, as_replay, bar, begin_set, identity
+from services.kit.idempotency import Identity, bar, begin_set, identity
 from services.kit.rpc.method import SetMethod
 from services.kit.sets import Answer, Command, Failed, Outcome
 from services.payment import domain, store
 from services.payment.clients import Asked, FraudClient, Processor
 from services.payment.config import PaymentConfig
-from services.payment.domain import Authorize, ByKey, Event, Payment, Verdict, Void
+from services.payment.domain import Authorize, ByKey, Event, Move, Payment, Verdict, Void
 from services.payment.service import messages
 from services.payment.service.messages import message_of
-from services.payment.service.outcomes import AUTHORIZE, VOID, Operation, Told, record
+from services.payment.service.movements import CAPTURES, INCREMENTS, REFUNDS, Movements
+from services.payment.service.outcomes import AUTHORIZE, VOID, Told, conclude, still_open
 
 NAME = "paymesh.payment.v1.PaymentService"
 
 SETS_IN_FLIGHT_MAX = 4
 """A set spends most of its time waiting for fraud and processor; four keep the event loop and the database busy."""
-
-T = TypeVar("T")
 
 
 class PaymentService:
@@ -48,6 +47,7 @@ class PaymentService:
         self._processor = processor
         self._intent_seconds = config.intent_seconds
         self._look_again_seconds = config.resolve_first_ms / 1000
+        self._lifetime_ms = int(config.authorization_seconds * 1000)
         limits = Limits(sets_in_flight_max=SETS_IN_FLIGHT_MAX)
         self._authorizing: SetMethod[Authorize, pb.AuthorizePaymentResponse] = SetMethod(
             f"{NAME}/AuthorizePayment",
@@ -64,15 +64,49 @@ class PaymentService:
             batch_response=pb.BatchVoidPaymentsResponse,
             limits=limits,
         )
+        movements = Movements(database, processor, config)
+        self._capturing: SetMethod[Move, pb.CapturePaymentResponse] = SetMethod(
+            f"{NAME}/CapturePayment",
+            parse=messages.capture_wish,
+            handle=partial(movements.carry_out, CAPTURES),
+            batch_response=pb.BatchCapturePaymentsResponse,
+            limits=limits,
+        )
+        self._refunding: SetMethod[Move, pb.RefundPaymentResponse] = SetMethod(
+            f"{NAME}/RefundPayment",
+            parse=messages.refund_wish,
+            handle=partial(movements.carry_out, REFUNDS),
+            batch_response=pb.BatchRefundPaymentsResponse,
+            limits=limits,
+        )
+        self._incrementing: SetMethod[Move, pb.IncrementAuthorizationResponse] = SetMethod(
+            f"{NAME}/IncrementAuthorization",
+            parse=messages.increment_wish,
+            handle=partial(movements.carry_out, INCREMENTS),
+            batch_response=pb.BatchIncrementAuthorizationsResponse,
+            limits=limits,
+        )
         self.AuthorizePayment = self._authorizing.single
         self.BatchAuthorizePayments = self._authorizing.batch
         self.VoidPayment = self._voiding.single
         self.BatchVoidPayments = self._voiding.batch
+        self.CapturePayment = self._capturing.single
+        self.BatchCapturePayments = self._capturing.batch
+        self.RefundPayment = self._refunding.single
+        self.BatchRefundPayments = self._refunding.batch
+        self.IncrementAuthorization = self._incrementing.single
+        self.BatchIncrementAuthorizations = self._incrementing.batch
 
     async def drain(self) -> None:
         """Wait until everything accepted has been carried out."""
-        await self._authorizing.drain()
-        await self._voiding.drain()
+        for method in (
+            self._authorizing,
+            self._voiding,
+            self._capturing,
+            self._refunding,
+            self._incrementing,
+        ):
+            await method.drain()
 
     async def _authorize(
         self, commands: Sequence[Command[Authorize]], deadline: Deadline
@@ -101,10 +135,10 @@ class PaymentService:
         outcomes = await begin_set(
             self._database, AUTHORIZE.method, commands, begin, AUTHORIZE.pack, deadline
         )
-        ours = _still_open(commands, outcomes, begun)
+        ours = still_open(commands, outcomes, begun)
         waits = [self._look_again_seconds] * len(ours)
         told = await self.ask_for_authorizations(list(ours.values()), list(ours), waits, deadline)
-        return await self._conclude(AUTHORIZE, commands, outcomes, told)
+        return await conclude(self._database, AUTHORIZE, commands, outcomes, told)
 
     async def ask_for_authorizations(
         self,
@@ -123,17 +157,22 @@ class PaymentService:
         for one, asker, wait, verdict in zip(asked, askers, look_again_seconds, verdicts, strict=True):
             if isinstance(verdict, PaymeshError):
                 # The processor was not asked; the resolver will ask both again.
-                decide = partial(
-                    domain.after_authorization, answer=domain.Lost(verdict.reason), score_milli=0
-                )
+                decide = self.authorized(domain.Lost(verdict.reason), 0)
             elif verdict.approved:
-                decide = partial(
-                    domain.after_authorization, answer=next(answers), score_milli=verdict.score_milli
-                )
+                decide = self.authorized(next(answers), verdict.score_milli)
             else:
                 decide = partial(domain.after_fraud, verdict=verdict)
             told.append(Told(one.payment, decide, asker, one.span, wait))
         return told
+
+    def authorized(self, answer: domain.Authorization, score_milli: int) -> Callable[[Payment], Event | None]:
+        """What the processor's answer to an authorization causes."""
+        return partial(
+            domain.after_authorization,
+            answer=answer,
+            score_milli=score_milli,
+            lifetime_ms=self._lifetime_ms,
+        )
 
     async def scores(self, asked: Sequence[Asked], deadline: Deadline) -> list[int]:
         """The fraud scores that payments were given, in thousandths; 0 where fraud does not tell."""
@@ -176,13 +215,12 @@ class PaymentService:
                 else:
                     outcomes.append(Answer(pb.VoidPaymentResponse(payment=message_of(decision))))
             if records:
-                store.save_payments(tx, requested)
-                store.postpone(tx, [(payment.key, self._intent_seconds) for payment in requested])
+                store.save_payments(tx, requested, self._intent_seconds)
                 store.insert_events(tx, records)
             return outcomes
 
         outcomes = await begin_set(self._database, VOID.method, commands, begin, VOID.pack, deadline)
-        ours = _still_open(commands, outcomes, begun)
+        ours = still_open(commands, outcomes, begun)
         asked = [(payment, command.span) for payment, command in ours.values()]
         answers = await self._processor.void(asked, deadline) if asked else []
         told = [
@@ -195,32 +233,7 @@ class PaymentService:
             )
             for key, (payment, span), answer in zip(ours, asked, answers, strict=True)
         ]
-        return await self._conclude(VOID, commands, outcomes, told)
-
-    async def _conclude(
-        self,
-        operation: Operation[Any],
-        commands: Sequence[Command[Any]],
-        outcomes: Sequence[Outcome[Any] | None],
-        told: Sequence[Told],
-    ) -> list[Outcome[Any]]:
-        """Write down the answers and put them where the set still waits for an outcome."""
-        recorded: Sequence[Outcome[Any]]
-        try:
-            recorded = await record(self._database, operation, told)
-        except PaymeshError as error:
-            # The intent stands and the processor was asked: whatever the database says, it is not "nothing happened".
-            recorded = [Failed(domain.not_written_down(t.payment, error)) for t in told]
-        ended = {t.asker: outcome for t, outcome in zip(told, recorded, strict=True)}
-        seen: set[Identity] = set()
-        results: list[Outcome[Any]] = []
-        for command, outcome in zip(commands, outcomes, strict=True):
-            if outcome is None:
-                key = identity(command)
-                outcome = (as_replay(ended[key]) or ended[key]) if key in seen else ended[key]
-                seen.add(key)
-            results.append(outcome)
-        return results
+        return await conclude(self._database, VOID, commands, outcomes, told)
 
     async def GetPayment(self, request: pb.GetPaymentRequest, context: Any) -> pb.GetPaymentResponse:
         checks = Checks()
@@ -251,18 +264,6 @@ class PaymentService:
         )
         more = page[size - 1].payment_id if len(page) > size else ""
         return pb.ListPaymentsResponse(payments=[message_of(p) for p in page[:size]], next_page_token=more)
-
-
-def _still_open(
-    commands: Sequence[Command[Any]], outcomes: Sequence[Outcome[Any] | None], begun: Mapping[Identity, T]
-) -> dict[Identity, T]:
-    """Of what was begun, that which this set has to end. A transaction that was tried again may have begun more than
-    its last attempt claimed; only a command without an outcome is ours."""
-    return {
-        identity(c): begun[identity(c)]
-        for c, outcome in zip(commands, outcomes, strict=True)
-        if outcome is None
-    }
 
 
 def _do_key(command: Command[Void]) -> Identity | None:

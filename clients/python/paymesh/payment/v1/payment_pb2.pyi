@@ -291,23 +291,27 @@ class Payment(_message.Message):
 
     @_builtins.property
     def captured(self) -> _money_pb2.Money:
-        """What was captured so far, at most `authorized`."""
+        """What was captured so far, at most `authorized`; unset while it is zero."""
 
     @_builtins.property
     def refunded(self) -> _money_pb2.Money:
-        """What was given back so far, at most `captured`."""
+        """What was given back so far, at most `captured`; unset while it is zero."""
 
     @_builtins.property
     def settled(self) -> _money_pb2.Money:
-        """What the processor has paid out to us so far, at most `captured`."""
+        """What the processor has paid out to us so far, at most `captured`; unset
+        while it is zero.
+        """
 
     @_builtins.property
     def fee(self) -> _money_pb2.Money:
-        """What the merchant was charged for the captures so far, at most `captured`."""
+        """What the merchant was charged for the captures so far, at most `captured`;
+        unset while it is zero.
+        """
 
     @_builtins.property
     def pending(self) -> _money_pb2.Money:
-        """Amount of the increment, capture or refund that is under way; zero when
+        """Amount of the increment, capture or refund that is under way; unset when
         none is.
         """
 

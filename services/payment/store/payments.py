@@ -1,4 +1,4 @@
-"""All SQL of payment. Nothing is decided here."""
+"""Payments and their events."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ import orjson
 from services.kit.db import Database, Transaction
 from services.kit.money import Money
 from services.payment.domain import Event, EventType, Payment, PaymentKey, State, UnknownOutcome
-from services.payment.ledger import Entry
 
-_COLUMNS = """merchant_id, payment_id, order_id, amount_minor, currency, state, version,
+_AUTHORIZATION = """merchant_id, payment_id, order_id, amount_minor, currency, state, version,
     (extract(epoch FROM created_at) * 1000)::bigint, unknown_outcome, auth_code, processor_reference, decline_reason,
     fraud_score_milli"""
+"""The columns that have a say until an authorization has ended; all others have their defaults till then."""
+_COLUMNS = f"""{_AUTHORIZATION}, incremented_minor, captured_minor, refunded_minor, settled_minor, fee_minor,
+    rest_released, pending_minor, pending_fee_minor, pending_final, expiring,
+    coalesce(extract(epoch FROM expires_at) * 1000, 0)::bigint"""
+
+_STATES = {state.value: state for state in State}
+_UNKNOWN = {unknown.value: unknown for unknown in UnknownOutcome}
 
 
 class Record(NamedTuple):
@@ -80,12 +86,22 @@ def insert_events(tx: Transaction, records: Sequence[Record]) -> None:
 
 async def lock_payments(tx: Transaction, keys: Iterable[PaymentKey]) -> dict[PaymentKey, Payment]:
     """Lock payments, ascending; unknown ones are missing from the result."""
+    return await _lock(tx, keys, _COLUMNS)
+
+
+async def lock_authorizations(tx: Transaction, keys: Iterable[PaymentKey]) -> dict[PaymentKey, Payment]:
+    """Lock payments whose authorization is to be written down. Of one that has moved on, only its state is to be
+    trusted: what came after the authorization is not read."""
+    return await _lock(tx, keys, _AUTHORIZATION)
+
+
+async def _lock(tx: Transaction, keys: Iterable[PaymentKey], columns: str) -> dict[PaymentKey, Payment]:
     ordered = sorted(set(keys))
     if not ordered:
         return {}
     rows = await tx.fetch(
         f"""
-        SELECT {_COLUMNS} FROM payments
+        SELECT {columns} FROM payments
         WHERE (merchant_id, payment_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
         ORDER BY merchant_id, payment_id
         FOR NO KEY UPDATE
@@ -95,21 +111,20 @@ async def lock_payments(tx: Transaction, keys: Iterable[PaymentKey]) -> dict[Pay
     return {(row[0], row[1]): _payment(row) for row in rows}
 
 
-def save_payments(tx: Transaction, payments: Sequence[Payment]) -> None:
-    """Write locked payments as they are after their newest events."""
-    if not payments:
-        return
+def save_authorizations(tx: Transaction, payments: Sequence[Payment]) -> None:
+    """Write locked payments as they are after the event that ended their authorization."""
     tx.later(
         """
         UPDATE payments AS p
         SET state = n.state, version = n.version, unknown_outcome = n.unknown_outcome, auth_code = n.auth_code,
             processor_reference = n.processor_reference, decline_reason = n.decline_reason,
-            fraud_score_milli = n.fraud_score_milli, resolve_at = now(), resolve_attempts = 0
+            fraud_score_milli = n.fraud_score_milli, expires_at = to_timestamp(nullif(n.expires_at_ms, 0) / 1000.0),
+            resolve_at = now(), resolve_attempts = 0
         FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(states)s::text[], %(versions)s::int[],
                     %(unknown)s::text[], %(codes)s::text[], %(references)s::text[], %(reasons)s::text[],
-                    %(scores)s::int[])
+                    %(scores)s::int[], %(expiries)s::bigint[])
              AS n (merchant_id, payment_id, state, version, unknown_outcome, auth_code, processor_reference,
-                   decline_reason, fraud_score_milli)
+                   decline_reason, fraud_score_milli, expires_at_ms)
         WHERE p.merchant_id = n.merchant_id AND p.payment_id = n.payment_id
         """,
         {
@@ -122,6 +137,51 @@ def save_payments(tx: Transaction, payments: Sequence[Payment]) -> None:
             "references": [p.processor_reference for p in payments],
             "reasons": [p.decline_reason for p in payments],
             "scores": [p.fraud_score_milli for p in payments],
+            "expiries": [p.expires_at_ms for p in payments],
+        },
+    )
+
+
+def save_payments(tx: Transaction, payments: Sequence[Payment], resolve_seconds: float = 0.0) -> None:
+    """Write locked payments as they are after an event behind their authorization. Those that wait for the processor
+    are looked at by the resolver after `resolve_seconds`."""
+    if not payments:
+        return
+    tx.later(
+        """
+        UPDATE payments AS p
+        SET state = n.state, version = n.version, unknown_outcome = n.unknown_outcome,
+            incremented_minor = n.incremented_minor, captured_minor = n.captured_minor,
+            refunded_minor = n.refunded_minor, settled_minor = n.settled_minor, fee_minor = n.fee_minor,
+            rest_released = n.rest_released, pending_minor = n.pending_minor,
+            pending_fee_minor = n.pending_fee_minor, pending_final = n.pending_final, expiring = n.expiring,
+            resolve_at = now() + make_interval(secs => %(seconds)s), resolve_attempts = 0
+        FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(states)s::text[], %(versions)s::int[],
+                    %(unknown)s::text[], %(incremented)s::bigint[], %(captured)s::bigint[], %(refunded)s::bigint[],
+                    %(settled)s::bigint[], %(fees)s::bigint[], %(released)s::bool[], %(pending)s::bigint[],
+                    %(pending_fees)s::bigint[], %(pending_finals)s::bool[], %(expiring)s::bool[])
+             AS n (merchant_id, payment_id, state, version, unknown_outcome, incremented_minor, captured_minor,
+                   refunded_minor, settled_minor, fee_minor, rest_released, pending_minor, pending_fee_minor,
+                   pending_final, expiring)
+        WHERE p.merchant_id = n.merchant_id AND p.payment_id = n.payment_id
+        """,
+        {
+            "seconds": resolve_seconds,
+            "merchants": [p.merchant_id for p in payments],
+            "ids": [p.payment_id for p in payments],
+            "states": [p.state.value for p in payments],
+            "versions": [p.version for p in payments],
+            "unknown": [p.unknown_outcome.value for p in payments],
+            "incremented": [p.incremented_minor for p in payments],
+            "captured": [p.captured_minor for p in payments],
+            "refunded": [p.refunded_minor for p in payments],
+            "settled": [p.settled_minor for p in payments],
+            "fees": [p.fee_minor for p in payments],
+            "released": [p.rest_released for p in payments],
+            "pending": [p.pending_minor for p in payments],
+            "pending_fees": [p.pending_fee_minor for p in payments],
+            "pending_finals": [p.pending_final for p in payments],
+            "expiring": [p.expiring for p in payments],
         },
     )
 
@@ -143,27 +203,6 @@ def postpone(tx: Transaction, delays: Sequence[tuple[PaymentKey, float]]) -> Non
     )
 
 
-def insert_entries(tx: Transaction, entries: Sequence[Entry]) -> None:
-    """Post journals; the database refuses one that does not balance."""
-    if not entries:
-        return
-    tx.later(
-        """
-        INSERT INTO journal_entries (merchant_id, journal_id, line, account, currency, amount_minor)
-        SELECT * FROM unnest(%(merchants)s::text[], %(journals)s::text[], %(lines)s::smallint[], %(accounts)s::text[],
-                             %(currencies)s::text[], %(amounts)s::bigint[])
-        """,
-        {
-            "merchants": [e.merchant_id for e in entries],
-            "journals": [e.journal_id for e in entries],
-            "lines": [e.line for e in entries],
-            "accounts": [e.account for e in entries],
-            "currencies": [e.amount.currency for e in entries],
-            "amounts": [e.amount.amount_minor for e in entries],
-        },
-    )
-
-
 async def take_unresolved(tx: Transaction, limit: int, lease_seconds: float) -> list[tuple[Payment, int]]:
     """Take payments that wait for the processor and are due, with how often they were taken before. Nobody else gets
     them for `lease_seconds`."""
@@ -171,7 +210,7 @@ async def take_unresolved(tx: Transaction, limit: int, lease_seconds: float) -> 
         f"""
         WITH due AS MATERIALIZED (
             SELECT merchant_id AS due_merchant_id, payment_id AS due_payment_id FROM payments
-            WHERE state IN ('AUTHORIZING', 'VOIDING') AND resolve_at <= now()
+            WHERE state IN ('AUTHORIZING', 'VOIDING', 'INCREMENTING', 'CAPTURING', 'REFUNDING') AND resolve_at <= now()
             ORDER BY resolve_at LIMIT %(limit)s
             FOR NO KEY UPDATE SKIP LOCKED
         )
@@ -185,6 +224,21 @@ async def take_unresolved(tx: Transaction, limit: int, lease_seconds: float) -> 
     return [(_payment(row[:-1]), row[-1]) for row in rows]
 
 
+async def lock_expired(tx: Transaction, limit: int) -> list[Payment]:
+    """Lock payments whose authorization has come to its end and that may still hold something. Those that somebody else
+    works on are left out."""
+    rows = await tx.fetch(
+        f"""
+        SELECT {_COLUMNS} FROM payments
+        WHERE state IN ('AUTHORIZED', 'PARTIALLY_CAPTURED') AND expires_at <= now()
+        ORDER BY expires_at LIMIT %(limit)s
+        FOR NO KEY UPDATE SKIP LOCKED
+        """,
+        {"limit": limit},
+    )
+    return [_payment(row) for row in rows]
+
+
 async def count_waiting(database: Database) -> tuple[int, float]:
     """How many payments wait for the processor, and for how many seconds the one that has waited longest."""
     ((count, seconds),) = await database.fetch(
@@ -193,7 +247,7 @@ async def count_waiting(database: Database) -> tuple[int, float]:
         FROM payments AS p
         JOIN payment_events AS e
           ON e.merchant_id = p.merchant_id AND e.payment_id = p.payment_id AND e.version = p.version
-        WHERE p.state IN ('AUTHORIZING', 'VOIDING')
+        WHERE p.state IN ('AUTHORIZING', 'VOIDING', 'INCREMENTING', 'CAPTURING', 'REFUNDING')
         """
     )
     return count, seconds
@@ -241,17 +295,26 @@ async def list_payments(
 
 
 def _payment(row: Sequence[Any]) -> Payment:
+    (
+        merchant_id,
+        payment_id,
+        order_id,
+        amount_minor,
+        currency,
+        state,
+        version,
+        created_at_ms,
+        unknown,
+        *rest,
+    ) = row
     return Payment(
-        merchant_id=row[0],
-        payment_id=row[1],
-        order_id=row[2],
-        amount=Money(row[3], row[4]),
-        state=State(row[5]),
-        version=row[6],
-        created_at_ms=row[7],
-        unknown_outcome=UnknownOutcome(row[8]),
-        auth_code=row[9],
-        processor_reference=row[10],
-        decline_reason=row[11],
-        fraud_score_milli=row[12],
+        merchant_id,
+        payment_id,
+        order_id,
+        Money(amount_minor, currency),
+        _STATES[state],
+        version,
+        created_at_ms,
+        _UNKNOWN[unknown],
+        *rest,
     )

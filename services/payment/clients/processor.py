@@ -1,19 +1,14 @@
-"""Calls to others: the fraud service, and the processor behind its gateway.
-
-Both take sets and answer one by one, in order. What goes wrong with one item, or with the whole call, comes back as a
-value: a lost answer is a fact to be recorded, not an exception to be handled somewhere else.
-"""
+"""The processor. Keys are derived from the payment and the operation, so that every repeat is recognized."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import grpc.aio
 from opentelemetry.trace import Span
 
 from paymesh.bank.v1 import bank_pb2, bank_pb2_grpc
-from paymesh.fraud.v1 import fraud_pb2, fraud_pb2_grpc
 from paymesh.result.v1 import failure_pb2
 from services.kit.deadline import Deadline
 from services.kit.errors import Kind, NotFound, PaymeshError, Refused
@@ -21,85 +16,56 @@ from services.kit.rpc.client import call
 from services.kit.rpc.failures import from_failure
 from services.kit.rpc.values import write_money
 from services.kit.telemetry import traceparent_of
+from services.payment.clients.fraud import Asked
 from services.payment.domain import (
     Absent,
     Approved,
     Authorization,
-    Authorize,
     Declined,
+    Done,
     Gone,
     Letting,
     Lost,
+    Movement,
     Payment,
     RefusedByProcessor,
-    Verdict,
-    void_number,
+    State,
+    intent_number,
 )
 
 
-class Asked(NamedTuple):
-    """A payment that others are asked about."""
+class _Way(NamedTuple):
+    """How increments, captures or refunds are asked for."""
 
-    payment: Payment
-    wish: Authorize
-    span: Span | None
-
-
-class FraudClient:
-    """Asks the fraud service for verdicts."""
-
-    def __init__(self, channel: grpc.aio.Channel, seconds: float) -> None:
-        self._stub = fraud_pb2_grpc.FraudServiceStub(channel)
-        self._seconds = seconds
-
-    async def assess(self, asked: Sequence[Asked], deadline: Deadline) -> list[Verdict | PaymeshError]:
-        """A verdict each; asking again about a payment returns the first verdict."""
-        request = fraud_pb2.BatchAssessPaymentsRequest()
-        for one in asked:
-            _write_assessment(request.items.add(), one)
-        try:
-            response = await call(
-                self._stub.BatchAssessPayments,
-                request,
-                deadline.clamp(self._seconds),
-                spans=[a.span for a in asked],
-            )
-        except PaymeshError as error:
-            return [error] * len(asked)
-        return [_verdict(result) for result in response.results]
+    name: str
+    """In the key of the operation."""
+    method: Callable[[Any], Any]
+    """Of the stub."""
+    batch: Callable[[], Any]
+    """Makes an empty request for a list."""
 
 
-def _write_assessment(item: fraud_pb2.AssessPaymentItem, asked: Asked) -> None:
-    wish = asked.wish
-    item.idempotency_key = f"{asked.payment.payment_id}/assess"
-    item.traceparent = traceparent_of(asked.span)
-    request = item.request
-    request.merchant_id = wish.merchant_id
-    request.payment_id = asked.payment.payment_id
-    subject = request.subject
-    write_money(subject.amount, wish.amount)
-    subject.card_token = wish.card_token
-    subject.card_bin = wish.card_bin
-    subject.customer_id = wish.customer_id
-    subject.email = wish.email
-    subject.ip_address = wish.ip_address
-    subject.billing_country = wish.billing_country
-
-
-def _verdict(result: fraud_pb2.AssessPaymentResult) -> Verdict | PaymeshError:
-    if result.WhichOneof("outcome") != "response":
-        return from_failure(result.failure)
-    assessment = result.response.assessment
-    rules = assessment.fired_rules
-    reason = rules[0].rule.upper() if rules else ""
-    approved = assessment.decision == fraud_pb2.DECISION_APPROVE
-    return Verdict(
-        approved, assessment.score_milli, "" if approved else f"FRAUD_{reason}" if reason else "FRAUD"
-    )
+_WAYS = {
+    State.INCREMENTING: _Way(
+        "increment",
+        lambda stub: stub.BatchIncrementAuthorizations,
+        bank_pb2.BatchIncrementAuthorizationsRequest,
+    ),
+    State.CAPTURING: _Way(
+        "capture",
+        lambda stub: stub.BatchCapture,
+        bank_pb2.BatchCaptureRequest,
+    ),
+    State.REFUNDING: _Way(
+        "refund",
+        lambda stub: stub.BatchRefund,
+        bank_pb2.BatchRefundRequest,
+    ),
+}
 
 
 class Processor:
-    """Asks the processor. Keys are derived from the payment, so that every repeat is recognized."""
+    """Asks the processor."""
 
     def __init__(self, channel: grpc.aio.Channel, seconds: float) -> None:
         self._stub = bank_pb2_grpc.BankServiceStub(channel)
@@ -142,12 +108,53 @@ class Processor:
             Gone() if r.WhichOneof("outcome") == "response" else _failed(r.failure) for r in response.results
         ]
 
+    async def move(
+        self, state: State, asked: Sequence[tuple[Payment, Span | None]], deadline: Deadline
+    ) -> list[Movement]:
+        """Carry out what payments in `state` (INCREMENTING, CAPTURING, REFUNDING) wait for."""
+        way = _WAYS[state]
+        request = way.batch()
+        for payment, span in asked:
+            _write_movement(request.items.add(), way, payment, span)
+        try:
+            response = await call(
+                way.method(self._stub),
+                request,
+                deadline.clamp(self._seconds),
+                spans=[span for _, span in asked],
+            )
+        except PaymeshError as error:
+            return [_lost(error)] * len(asked)
+        return [
+            _moved(r.response.operation) if r.WhichOneof("outcome") == "response" else _failed(r.failure)
+            for r in response.results
+        ]
+
     async def look_up(self, payments: Sequence[Payment], deadline: Deadline) -> list[Authorization | Absent]:
         """What became of authorizations, by their keys; changes nothing."""
+        keys = [_authorize_key(payment) for payment in payments]
+        return [
+            answer if isinstance(answer, Lost | Absent) else _authorized(answer.authorization)
+            for answer in await self._look_up(payments, keys, deadline)
+        ]
+
+    async def look_up_movements(
+        self, payments: Sequence[Payment], deadline: Deadline
+    ) -> list[Movement | Absent]:
+        """What became of the increments, captures and refunds that payments wait for; changes nothing."""
+        keys = [_movement_key(_WAYS[payment.state], payment) for payment in payments]
+        return [
+            answer if isinstance(answer, Lost | Absent) else _moved(answer.operation)
+            for answer in await self._look_up(payments, keys, deadline)
+        ]
+
+    async def _look_up(
+        self, payments: Sequence[Payment], keys: Sequence[str], deadline: Deadline
+    ) -> list[bank_pb2.LookupByKeyResponse | Lost | Absent]:
         request = bank_pb2.BatchLookupByKeyRequest(
             items=[
-                bank_pb2.LookupByKeyRequest(merchant_id=p.merchant_id, idempotency_key=_authorize_key(p))
-                for p in payments
+                bank_pb2.LookupByKeyRequest(merchant_id=p.merchant_id, idempotency_key=key)
+                for p, key in zip(payments, keys, strict=True)
             ]
         )
         try:
@@ -157,7 +164,7 @@ class Processor:
         return [
             _lost(from_failure(r.failure))
             if r.WhichOneof("outcome") != "response"
-            else _authorized(r.response.authorization)
+            else r.response
             if r.response.found
             else Absent()
             for r in response.results
@@ -191,7 +198,7 @@ def _write_authorization(item: bank_pb2.AuthorizeItem, asked: Asked) -> None:
 
 def _void(payment: Payment, span: Span | None) -> bank_pb2.VoidItem:
     return bank_pb2.VoidItem(
-        idempotency_key=f"{payment.payment_id}/void/{void_number(payment)}",
+        idempotency_key=f"{payment.payment_id}/void/{intent_number(payment)}",
         traceparent=traceparent_of(span),
         request=bank_pb2.VoidRequest(
             merchant_id=payment.merchant_id, authorization_id=payment.processor_reference
@@ -199,9 +206,36 @@ def _void(payment: Payment, span: Span | None) -> bank_pb2.VoidItem:
     )
 
 
+def _movement_key(way: _Way, payment: Payment) -> str:
+    return f"{payment.payment_id}/{way.name}/{intent_number(payment)}"
+
+
+def _write_movement(item: Any, way: _Way, payment: Payment, span: Span | None) -> None:
+    item.idempotency_key = _movement_key(way, payment)
+    item.traceparent = traceparent_of(span)
+    request = item.request
+    request.merchant_id = payment.merchant_id
+    request.authorization_id = payment.processor_reference
+    request.amount.amount_minor = payment.pending_minor
+    request.amount.currency = payment.amount.currency
+    if payment.pending_final:
+        request.final = True
+
+
+def _moved(operation: bank_pb2.Operation) -> Movement:
+    match operation.state:
+        case bank_pb2.OPERATION_STATE_DONE:
+            return Done(operation.operation_id, operation.amount.amount_minor)
+        case bank_pb2.OPERATION_STATE_DECLINED:
+            return Declined(operation.operation_id, operation.reason)
+        case bank_pb2.OPERATION_STATE_REFUSED:
+            return RefusedByProcessor(operation.reason)
+    return Lost(f"STATE_{operation.state}")
+
+
 def _authorized(authorization: bank_pb2.Authorization) -> Authorization:
     match authorization.state:
-        case bank_pb2.AUTHORIZATION_STATE_APPROVED:
+        case bank_pb2.AUTHORIZATION_STATE_APPROVED | bank_pb2.AUTHORIZATION_STATE_CAPTURED:
             return Approved(authorization.authorization_id, authorization.auth_code)
         case bank_pb2.AUTHORIZATION_STATE_DECLINED:
             return Declined(authorization.authorization_id, authorization.decline_reason)
