@@ -8,7 +8,7 @@ import asyncio
 import inspect
 import itertools
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -23,10 +23,12 @@ from paymesh.errors import PaymeshCallError, typed_errors
 from paymesh.fraud.v1.fraud_pb2_grpc import FraudServiceStub
 from paymesh.money.v1 import money_pb2
 from paymesh.payment.v1 import payment_pb2 as pb
+from paymesh.payment.v1.ledger_pb2_grpc import LedgerServiceStub
 from paymesh.payment.v1.payment_pb2_grpc import PaymentServiceStub
 from services.kit.money import Money
 from services.payment import domain
 from services.payment.domain import Event, EventType, Payment, State, UnknownOutcome
+from services.payment.service.messages import ANNOUNCED
 from tests.conftest import Services
 from tests.processes import ServiceProcess
 
@@ -45,6 +47,39 @@ REJECTED = pb.PAYMENT_STATE_REJECTED
 FAILED = pb.PAYMENT_STATE_FAILED
 VOIDING = pb.PAYMENT_STATE_VOIDING
 VOIDED = pb.PAYMENT_STATE_VOIDED
+INCREMENTING = pb.PAYMENT_STATE_INCREMENTING
+CAPTURING = pb.PAYMENT_STATE_CAPTURING
+PARTIALLY_CAPTURED = pb.PAYMENT_STATE_PARTIALLY_CAPTURED
+CAPTURED = pb.PAYMENT_STATE_CAPTURED
+REFUNDING = pb.PAYMENT_STATE_REFUNDING
+PARTIALLY_REFUNDED = pb.PAYMENT_STATE_PARTIALLY_REFUNDED
+REFUNDED = pb.PAYMENT_STATE_REFUNDED
+EXPIRED = pb.PAYMENT_STATE_EXPIRED
+
+MOVES: dict[str, tuple[str, str, Any, Any, Any]] = {
+    "capture": (
+        "CapturePayment",
+        "BatchCapturePayments",
+        pb.CapturePaymentRequest,
+        pb.CapturePaymentItem,
+        pb.BatchCapturePaymentsRequest,
+    ),
+    "refund": (
+        "RefundPayment",
+        "BatchRefundPayments",
+        pb.RefundPaymentRequest,
+        pb.RefundPaymentItem,
+        pb.BatchRefundPaymentsRequest,
+    ),
+    "increment": (
+        "IncrementAuthorization",
+        "BatchIncrementAuthorizations",
+        pb.IncrementAuthorizationRequest,
+        pb.IncrementAuthorizationItem,
+        pb.BatchIncrementAuthorizationsRequest,
+    ),
+}
+"""What moves money on a payment: the RPC, its batch form, and their messages."""
 
 
 async def until(probe: Callable[[], Awaitable[T | None]], seconds: float = PATIENCE_SECONDS) -> T:
@@ -135,8 +170,8 @@ class PaymentMesh:
         payments = self._payments(merchant)
         self._assert_events_add_up(payments, merchant)
         self._assert_bank_agrees(payments, merchant)
-        self._assert_ledger_agrees(merchant)
-        self._assert_announced(payments, merchant)
+        self._assert_ledger_agrees(payments, merchant)
+        self._assert_announced(merchant)
         unanswered = self.on_payment(
             "SELECT i.method, i.key FROM idempotency AS i WHERE %s::text IN ('', merchant_id) AND result IS NULL"
             " AND NOT (method = 'AuthorizePayment' AND EXISTS ("
@@ -186,23 +221,31 @@ class PaymentMesh:
 
     def _assert_bank_agrees(self, payments: Iterable[Payment], merchant: str) -> None:
         at_bank = {
-            (merchant_id, key): standing
-            for merchant_id, key, *standing in self.on_bank(
-                "SELECT merchant_id, key, state, authorization_id, amount_minor, currency, auth_code, decline_reason"
+            (merchant_id, key): (standing, sums)
+            for merchant_id, key, *standing, incremented, captured, refunded in self.on_bank(
+                "SELECT merchant_id, key, state, authorization_id, amount_minor, currency, auth_code, decline_reason,"
+                " incremented_minor, captured_minor, refunded_minor"
                 " FROM authorizations WHERE %s::text IN ('', merchant_id)",
                 merchant,
             )
+            for sums in [(incremented, captured, refunded)]
         }
+        nothing: Any = (["", "", None, None, "", ""], (0, 0, 0))
         for payment in payments:
-            state, reference, amount_minor, currency, auth_code, reason = at_bank.pop(
-                (payment.merchant_id, f"{payment.payment_id}/authorize"), ["", "", None, None, "", ""]
-            )
+            standing, sums = at_bank.pop((payment.merchant_id, f"{payment.payment_id}/authorize"), nothing)
+            state, reference, amount_minor, currency, auth_code, reason = standing
             if state not in ("", "CANCELLED"):
                 assert Money(amount_minor, currency) == payment.amount
+            assert sums == (payment.incremented_minor, payment.captured_minor, payment.refunded_minor), (
+                payment
+            )
             match payment.state:
-                case State.AUTHORIZED:
+                case State.AUTHORIZED | State.PARTIALLY_CAPTURED:
                     expected = ("APPROVED", reference, auth_code, "")
-                case State.VOIDED if not payment.decline_reason:
+                case State.CAPTURED | State.PARTIALLY_REFUNDED | State.REFUNDED:
+                    assert state in ("CAPTURED", "VOIDED"), f"{payment} holds something"
+                    expected = (state, reference, auth_code, "")
+                case State.VOIDED | State.EXPIRED if not payment.decline_reason:
                     expected = ("VOIDED", reference, auth_code, "")
                 case State.VOIDED:
                     expected = ("VOIDED", reference, "", payment.decline_reason)
@@ -217,41 +260,70 @@ class PaymentMesh:
                     raise AssertionError(f"{payment} has not ended")
             told = (state, payment.processor_reference, payment.auth_code, payment.decline_reason)
             assert told == expected, payment
-        assert not [standing for standing in at_bank.values() if standing[0] == "APPROVED"], (
+        assert not [standing for standing, _ in at_bank.values() if standing[0] == "APPROVED"], (
             "held for no payment"
         )
+        self._assert_operations_agree(merchant)
 
-    def _assert_ledger_agrees(self, merchant: str) -> None:
+    def _assert_operations_agree(self, merchant: str) -> None:
+        """Every increment, capture and refund that payment tells is one at the bank, and the other way round."""
+        ours = self.on_payment(
+            "SELECT data->>'processor_reference', (data->>'amount_minor')::bigint FROM payment_events"
+            " WHERE %s::text IN ('', merchant_id)"
+            " AND type IN ('PaymentAuthorizationIncremented', 'PaymentCaptured', 'PaymentRefunded')",
+            merchant,
+        )
+        theirs = self.on_bank(
+            "SELECT operation_id, amount_minor FROM operations WHERE %s::text IN ('', merchant_id)"
+            " AND result IN ('INCREMENTED', 'CAPTURED', 'REFUNDED')",
+            merchant,
+        )
+        assert sorted(ours) == sorted(theirs)
+
+    def _assert_ledger_agrees(self, payments: Iterable[Payment], merchant: str) -> None:
         assert not self.on_payment(
             "SELECT journal_id FROM journal_entries WHERE %s::text IN ('', merchant_id)"
             " GROUP BY merchant_id, journal_id, currency HAVING sum(amount_minor) <> 0",
             merchant,
         )
-        booked = self.on_payment(
-            "SELECT merchant_id, currency, sum(amount_minor)::bigint FROM journal_entries"
-            " WHERE account = 'holds' AND %s::text IN ('', merchant_id)"
-            " GROUP BY 1, 2 HAVING sum(amount_minor) <> 0 ORDER BY 1, 2",
-            merchant,
-        )
-        held = self.on_payment(
-            "SELECT merchant_id, currency, sum(amount_minor)::bigint FROM payments"
-            " WHERE state = 'AUTHORIZED' AND %s::text IN ('', merchant_id) GROUP BY 1, 2 ORDER BY 1, 2",
-            merchant,
-        )
-        assert booked == held
+        booked = {
+            (merchant_id, currency, account): minor
+            for merchant_id, currency, account, minor in self.on_payment(
+                "SELECT merchant_id, currency, account, sum(amount_minor)::bigint FROM journal_entries"
+                " WHERE %s::text IN ('', merchant_id) GROUP BY 1, 2, 3 HAVING sum(amount_minor) <> 0",
+                merchant,
+            )
+        }
+        due: Counter[tuple[str, str, str]] = Counter()
+        for p in payments:
+            held = 0 if p.found_late else p.held_minor
+            for account, minor in (
+                ("holds", held),
+                ("holds_control", -held),
+                ("processor_receivable", p.captured_minor - p.refunded_minor),
+                ("merchant_payable", p.refunded_minor + p.fee_minor - p.captured_minor),
+                ("fees", -p.fee_minor),
+            ):
+                due[(p.merchant_id, p.amount.currency, account)] += minor
+        assert booked == {key: minor for key, minor in due.items() if minor}
 
-    def _assert_announced(self, payments: Iterable[Payment], merchant: str) -> None:
+    def _assert_announced(self, merchant: str) -> None:
         announced: dict[tuple[str, str], list[str]] = defaultdict(list)
         for merchant_id, payment_id, type_ in self.on_payment(
             "SELECT merchant_id, aggregate_id, type FROM outbox WHERE %s::text IN ('', merchant_id) ORDER BY outbox_id",
             merchant,
         ):
             announced[(merchant_id, payment_id)].append(type_.rpartition(".")[2])
-        for payment in payments:
-            ended = "PaymentDeclined" if payment.decline_reason else "PaymentAuthorized"
-            voided = ["PaymentVoided"] if payment.state is State.VOIDED else []
-            assert announced.pop(payment.key) == [ended, *voided]
-        assert not announced
+        told = self.on_payment(
+            "SELECT merchant_id, payment_id, type FROM payment_events WHERE %s::text IN ('', merchant_id)"
+            " ORDER BY merchant_id, payment_id, version",
+            merchant,
+        )
+        due: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for merchant_id, payment_id, type_ in told:
+            if (message := ANNOUNCED.get(EventType(type_))) is not None:
+                due[(merchant_id, payment_id)].append(message.DESCRIPTOR.name)
+        assert announced == due
 
 
 class Shop:
@@ -274,6 +346,7 @@ class Shop:
         )
         self.channel = channel
         self.stub = PaymentServiceStub(channel)
+        self.ledger = LedgerServiceStub(channel)
         self.fraud = FraudServiceStub(fraud)
         self.bank = BankServiceStub(bank)
         self.faults = FaultServiceStub(bank)
@@ -337,6 +410,38 @@ class Shop:
         )
         with typed_errors():
             return list((await self.stub.BatchVoidPayments(request)).results)
+
+    def move_wish(
+        self,
+        what: str,
+        payment_id: str,
+        amount_minor: int | None = None,
+        *,
+        currency: str = "GBP",
+        **more: Any,
+    ) -> Any:
+        """A request to capture, refund or increment; no amount for all there is."""
+        request = MOVES[what][2](merchant_id=self.merchant, payment_id=payment_id, **more)
+        if amount_minor is not None:
+            request.amount.CopyFrom(money_pb2.Money(amount_minor=amount_minor, currency=currency))
+        return request
+
+    async def move(
+        self, what: str, key: str, payment_id: str, amount_minor: int | None = None, **more: Any
+    ) -> pb.Payment:
+        """Capture, refund or increment. Raises PaymeshCallError."""
+        rpc = getattr(self.stub, MOVES[what][0])
+        with typed_errors():
+            answer = await rpc(self.move_wish(what, payment_id, amount_minor, **more), metadata=with_key(key))
+        payment: pb.Payment = answer.payment
+        return payment
+
+    async def move_all(self, what: str, *items: tuple[str, Any]) -> list[Any]:
+        """As one batch of (key, request)."""
+        _, batch, _, item, request = MOVES[what]
+        wishes = [item(idempotency_key=key, request=wish) for key, wish in items]
+        with typed_errors():
+            return list((await getattr(self.stub, batch)(request(items=wishes))).results)
 
     async def get(self, payment_id: str) -> pb.GetPaymentResponse:
         """Raises PaymeshCallError."""
