@@ -191,7 +191,8 @@ async def _in_flight(shop: Shop) -> int:
         "orchestrator", "SELECT count(*) FROM sagas WHERE state IN ('RUNNING', 'COMPENSATING')"
     )
     payments = await shop.rows(
-        "payment", "SELECT count(*) FROM payments WHERE state IN ('AUTHORIZING', 'VOIDING')"
+        "payment",
+        "SELECT count(*) FROM payments WHERE state IN ('AUTHORIZING', 'VOIDING', 'INCREMENTING', 'CAPTURING', 'REFUNDING')",
     )
     return int(sagas[0][0]) + int(payments[0][0])
 
