@@ -192,7 +192,8 @@ async def _in_flight(shop: Shop) -> int:
     )
     payments = await shop.rows(
         "payment",
-        "SELECT count(*) FROM payments WHERE state IN ('AUTHORIZING', 'VOIDING', 'INCREMENTING', 'CAPTURING', 'REFUNDING')",
+        "SELECT count(*) FROM payments WHERE unknown_outcome <> '' OR pending_minor > 0"
+        " OR state IN ('AUTHORIZING', 'VOIDING')",
     )
     return int(sagas[0][0]) + int(payments[0][0])
 
