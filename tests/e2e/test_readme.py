@@ -32,7 +32,7 @@ from markdown_it import MarkdownIt
 
 from deploy.local import mesh as layout
 from deploy.local.ports import free_base_port
-from sandbox.bank.cards import CARDS
+from sandbox.bank.cards import CARDS, Card
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -231,11 +231,19 @@ def test_a_target_of_make_is_the_command_that_is_run_here() -> None:
 
 def test_the_table_of_test_cards_is_that_of_the_bank() -> None:
     rows = dict(re.findall(r"^\| `(tok_\w+)` \| (.*) \|$", readme(), re.MULTILINE))
-    assert rows == {
-        card.token: card.decline_reason
-        or (f"approved, after {card.delay_ms // 1000} s" if card.delay_ms else "approved")
-        for card in CARDS
+    assert rows == {card.token: _what_the_bank_does(card) for card in CARDS}
+
+
+def _what_the_bank_does(card: Card) -> str:
+    later = {
+        "increments": card.increment_reason,
+        "captures": card.capture_reason,
+        "refunds": card.refund_reason,
     }
+    said = [card.decline_reason or "approved"]
+    said += [f"after {card.delay_ms // 1000} s"] if card.delay_ms else []
+    said += [f"{what}: {reason}" for what, reason in later.items() if reason]
+    return ", ".join(said)
 
 
 @pytest.mark.parametrize(

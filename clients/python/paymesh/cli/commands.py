@@ -36,8 +36,13 @@ class CommandSource:
 
 
 BUILT_IN: Mapping[str, CommandSource] = {
+    "ledger": CommandSource(
+        "paymesh.cli.ledger:commands", "paymesh", "Show a merchant's accounts and their entries."
+    ),
     "order": CommandSource("paymesh.cli.order:commands", "paymesh", "Place, show, watch and replay orders."),
-    "payment": CommandSource("paymesh.cli.payment:commands", "paymesh", "Show payments and their events."),
+    "payment": CommandSource(
+        "paymesh.cli.payment:commands", "paymesh", "Show, capture, refund, increment and void payments."
+    ),
     "product": CommandSource("paymesh.cli.product:commands", "paymesh", "Add, show and list products."),
     "saga": CommandSource("paymesh.cli.saga:commands", "paymesh", "List sagas and tell the story of one."),
 }

@@ -3,16 +3,15 @@
 import json
 import re
 from collections.abc import Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from google.protobuf.json_format import ParseDict, ParseError
 
-from paymesh.amounts import AmountError, currency_exponent, minor_units, parse_decimal
 from paymesh.channel import with_key
 from paymesh.cli.calls import check_key, connected, run, until_settled
+from paymesh.cli.money import money_of
 from paymesh.cli.options import (
     MERCHANT,
     PATIENCE,
@@ -26,7 +25,6 @@ from paymesh.cli.options import (
 from paymesh.cli.program import EXIT_NO, UserError
 from paymesh.cli.replay import replay_file
 from paymesh.cli.story import attempt_line, console, order_heading, order_tree, print_json
-from paymesh.money.v1 import money_pb2
 from paymesh.orchestrator.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from paymesh.payment.v1 import payment_pb2
 from paymesh.shipping.v1 import shipping_pb2
@@ -95,7 +93,7 @@ def place_order(
             merchant_id=merchant,
             order_reference=reference,
             lines=[_line(text) for text in line],
-            amount=_money(amount, currency),
+            amount=money_of(amount, currency),
             card=payment_pb2.Card(token=card, bin=card_bin),
             customer=payment_pb2.Customer(
                 customer_id=customer,
@@ -187,17 +185,6 @@ def _line(text: str) -> orchestrator_pb2.OrderLine:
     if not separator or not sku or not re.fullmatch("[0-9]{1,18}", quantity):
         raise UserError(f"--line {text}: expected SKU=PIECES, for example 85123A=6")
     return orchestrator_pb2.OrderLine(sku=sku, quantity=int(quantity))
-
-
-def _money(amount: str, currency: str) -> money_pb2.Money:
-    try:
-        decimal: Decimal = parse_decimal(amount)
-        amount_minor = minor_units(decimal, currency_exponent(currency))
-    except AmountError as error:
-        raise UserError(f"--amount {amount} --currency {currency}: {error}") from None
-    if abs(amount_minor) >= 2**63:
-        raise UserError(f"--amount {amount}: no such amount can be charged")
-    return money_pb2.Money(amount_minor=amount_minor, currency=currency)
 
 
 async def _place(
