@@ -239,12 +239,11 @@ class Coalescer(Generic[C, O]):
             outcomes = await self._handle(commands, deadline)
             if len(outcomes) != len(commands):
                 raise AssertionError(f"{self._name}: {len(commands)} commands, {len(outcomes)} outcomes")
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            # Nobody cancels a set: a CancelledError is a defect of the handler like any other.
             if not isinstance(error, PaymeshError):
                 log.exception("set of %d in %s failed", len(commands), self._name)
             outcomes = [self._fail(error)] * len(commands)
-        if len(commands) < self._worth_starting:
-            self._watch(outcomes)
         at = 0
         for group, start, end in slices:
             group.outcomes[start:end] = outcomes[at : at + end - start]
@@ -252,3 +251,5 @@ class Coalescer(Generic[C, O]):
             group.missing -= end - start
             if not group.missing and not group.done.done():
                 group.done.set_result(None)
+        if len(commands) < self._worth_starting:
+            self._watch(outcomes)

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 import psycopg
@@ -83,11 +83,12 @@ class Sent:
 
     async def _answer(self) -> PGresult:
         if self._statement.answer is None:
+            assert self._session.awaits(self._statement), "the transaction of this statement is over"
             try:
                 await self._session.fly()
             except FlightFailed as failed:
                 raise failed.error from None
-        assert self._statement.answer is not None, "the transaction of this statement was rolled back"
+        assert self._statement.answer is not None, "a flight answers what it carries"
         return self._statement.answer
 
 
@@ -127,7 +128,7 @@ class Database:
             configure=_configure,
             check=None,
             timeout=TRANSACTION_SECONDS,
-            kwargs={"autocommit": True, **_KEEPALIVE},
+            kwargs={"autocommit": True, "client_encoding": "utf8", **_KEEPALIVE},
         )
 
     async def open(self, timeout_seconds: float = 30.0) -> None:
@@ -188,9 +189,14 @@ class Database:
                 "no database connection was free in time",
                 retry_after_ms=UNAVAILABLE_RETRY_AFTER_MS,
             ) from error
+        except psycopg.OperationalError as error:  # the pool is closed
+            raise _translated(error, committing=False) from error
         commit: asyncio.Task[None] | None = None
         try:
-            session.begin_flights()
+            try:
+                session.begin_flights()
+            except psycopg.OperationalError as error:
+                raise _translated(error, committing=False) from error
             yield session
         except _CommitLeft as left:
             commit = left.commit
@@ -294,9 +300,27 @@ async def _roll_back(session: Session) -> None:
     session.forget()
     if session.broken or session.closed or session.idle:
         return
-    with contextlib.suppress(psycopg.Error, FlightFailed):  # it broke just now; the pool will see it
-        session.queue("ROLLBACK")
-        await session.fly()
+    session.queue("ROLLBACK")
+    try:
+        async with asyncio.timeout(GRACE_SECONDS):
+            await session.fly()
+    except (psycopg.Error, FlightFailed):
+        pass  # it broke just now; the pool will see it
+    except TimeoutError:
+        await session.close()
+
+
+@contextlib.contextmanager
+def committed() -> Iterator[None]:
+    """Around reading back what has been committed: that the reading fails does not mean that nothing happened."""
+    try:
+        yield
+    except Retryable as error:
+        raise Unknown(
+            "ANSWER_UNREAD",
+            "it was carried out, but the answer could not be read; ask again with the same key",
+            retry_after_ms=error.retry_after_ms,
+        ) from error
 
 
 def _translated(error: BaseException, committing: bool) -> BaseException:

@@ -271,11 +271,7 @@ class _Set(Generic[R, M]):
             results = await self._carry_out(tx, _claims(self.commands, claiming.first, {}))
         except Exception as error:
             known = claiming.sent.answered
-            if (
-                await claiming.all_new()
-                if known
-                else isinstance(error, psycopg.OperationalError | PaymeshError)
-            ):
+            if await claiming.all_new() if known else isinstance(error, psycopg.OperationalError):
                 raise
             # What failed may have failed because it had been done before.
             raise _Standing from error

@@ -22,6 +22,8 @@ from psycopg.waiting import Ready, Wait
 from services.kit.statements import Params, Row, encode, translate
 
 _GOOD = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
+_COPIES = (ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH)
+"""The server would wait for us for ever, and we for it."""
 
 
 @dataclass(slots=True)
@@ -33,6 +35,8 @@ class Statement:
     values: list[bytes | None]
     formats: list[int]
     prepare: bool
+    turn: int
+    """Of the connection's users, whose it is."""
     answer: PGresult | None = None
 
 
@@ -52,13 +56,16 @@ class Session(psycopg.AsyncConnection[TupleRow]):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._queued: list[Statement] = []
+        self._turn = 0
+        self._flying = False
         self._named: dict[str, bytes] = {}
         self._named_count = 0
         self._reader = Transformer(self)
 
     def begin_flights(self) -> None:
-        """From now on statements are queued."""
+        """From now on statements are queued, for another user than before."""
         self._queued.clear()
+        self._turn += 1
         self.pgconn.enter_pipeline_mode()
 
     def end_flights(self) -> None:
@@ -80,9 +87,13 @@ class Session(psycopg.AsyncConnection[TupleRow]):
                 value, form = encode(params[name])
                 values.append(value)
                 formats.append(form)
-        statement = Statement(sql, values, formats, prepare)
+        statement = Statement(sql, values, formats, prepare, self._turn)
         self._queued.append(statement)
         return statement
+
+    def awaits(self, statement: Statement) -> bool:
+        """Whether a statement is queued here: then the next flight answers it."""
+        return statement.turn == self._turn and any(one is statement for one in self._queued)
 
     def forget(self) -> None:
         """Let nothing that is queued leave."""
@@ -90,7 +101,15 @@ class Session(psycopg.AsyncConnection[TupleRow]):
 
     async def fly(self) -> None:
         """Send what is queued and wait for the answers. Raises FlightFailed, or psycopg's OperationalError when the
-        connection is lost."""
+        connection is lost. One flight at a time: two would read each other's answers."""
+        assert not self._flying, "a transaction waits for one statement after the other"
+        self._flying = True
+        try:
+            await self._fly()
+        finally:
+            self._flying = False
+
+    async def _fly(self) -> None:
         flight, self._queued = self._queued, []
         fresh: dict[str, bytes] = {}
         for statement in flight:
@@ -102,11 +121,13 @@ class Session(psycopg.AsyncConnection[TupleRow]):
             answer = next(answers)
             if statement.sql in unprepared and answer.status in _GOOD:
                 unprepared.remove(statement.sql)
-                answer = next(answers)  # the one before was that of its preparation
+                self._named[statement.sql] = fresh[
+                    statement.sql
+                ]  # it stays prepared, whatever comes of the flight
+                answer = next(answers)
             if answer.status not in _GOOD:
                 raise FlightFailed(pg.error_from_result(answer), last=statement is flight[-1])
             statement.answer = answer
-        self._named |= fresh
 
     def rows(self, answer: PGresult) -> list[Row]:
         """The rows of an answer."""
@@ -140,6 +161,9 @@ def _answers(pgconn: PGconn) -> PQGen[Sequence[PGresult]]:
                     raise psycopg.OperationalError("the connection is lost")
             elif result.status == ExecStatus.PIPELINE_SYNC:
                 return results
+            elif result.status in _COPIES:
+                pgconn.finish()
+                raise psycopg.NotSupportedError("COPY cannot travel in a flight")
             else:
                 results.append(result)
         while not (yield Wait.R):

@@ -55,9 +55,11 @@ def translate(sql: str) -> Statement:
 
 
 def encode(value: Any) -> tuple[bytes | None, int]:
-    """A parameter and its format. Takes None, text, numbers, bytes, instants with a time zone, and lists of these.
+    """A parameter and its format. Takes None, text, numbers, bytes, instants with a time zone, and lists of one kind.
 
-    Raises ValueError for text with a NUL character, which PostgreSQL cannot store, and TypeError for other types.
+    Lists of text are for `::text[]` only: some of them travel in binary form, which names the type of the elements.
+    Raises ValueError for text with a NUL character, which PostgreSQL cannot store, and for an instant without a time
+    zone, and TypeError for other types.
     """
     if isinstance(value, list):
         return _array(value)
@@ -117,6 +119,12 @@ def _without_nul(text: str) -> str:
     return text
 
 
+def _instant(value: datetime) -> str:
+    if value.tzinfo is None:
+        raise ValueError("an instant needs a time zone: PostgreSQL would take its own")
+    return value.isoformat()
+
+
 def _text_of(kind: type) -> Callable[[Any], str]:
     if issubclass(kind, str):
         return str
@@ -127,5 +135,5 @@ def _text_of(kind: type) -> Callable[[Any], str]:
     if issubclass(kind, float):
         return float.__repr__
     if issubclass(kind, datetime):
-        return datetime.isoformat
+        return _instant
     raise TypeError(f"a parameter cannot be a {kind.__name__}")

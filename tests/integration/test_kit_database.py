@@ -19,7 +19,7 @@ from psycopg import errors as pg
 
 from deploy.local.stores import EmbeddedPostgres
 from services.kit import db
-from services.kit.db import Database, Transaction
+from services.kit.db import Database, Sent, Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import Kind, Overloaded, PaymeshError, Retryable, Unknown
 from tests.processes import free_port
@@ -223,6 +223,58 @@ async def test_a_failed_flight_leaves_its_statements_usable(database: Database, 
         assert await database.transact(works) == [("prepared behind the one that fails",)]
 
 
+async def test_what_a_failed_flight_has_prepared_is_not_prepared_again(database: Database) -> None:
+    async def breaks(tx: Transaction) -> None:
+        tx.later("SELECT 'prepared before the one that fails'")
+        await tx.fetch("SELECT 1/0")
+
+    async def prepared(tx: Transaction) -> int:
+        rows = await tx.fetch(
+            "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE 'SELECT ''prepared before%%'"
+        )
+        return int(rows[0][0])
+
+    for _ in range(4 * POOL_SIZE):
+        with pytest.raises(pg.DivisionByZero):
+            await database.transact(breaks)
+    for _ in range(POOL_SIZE):
+        assert await database.transact(prepared) <= 1
+
+
+async def test_a_transaction_waits_for_one_statement_after_the_other(database: Database) -> None:
+    async def twice_at_once(tx: Transaction) -> None:
+        await asyncio.gather(tx.fetch("SELECT 'mine', pg_sleep(0.2)"), tx.fetch("SELECT 'yours'"))
+
+    with pytest.raises(AssertionError, match="one statement after the other"):
+        await database.transact(twice_at_once)
+
+
+async def test_a_statement_of_a_transaction_that_is_over_is_nobody_elses(database: Database) -> None:
+    kept: list[Sent] = []
+
+    async def breaks(tx: Transaction) -> None:
+        kept.append(tx.later("SELECT 'never sent'"))
+        raise KeyError("our own")
+
+    async def innocent(tx: Transaction) -> list[tuple[object, ...]]:
+        with pytest.raises(AssertionError, match="is over"):
+            await kept[0]
+        return await tx.fetch("SELECT 'innocent'")
+
+    with pytest.raises(KeyError):
+        await database.transact(breaks)
+    for _ in range(POOL_SIZE):
+        assert await database.transact(innocent) == [("innocent",)]
+
+
+async def test_what_cannot_travel_in_a_flight_is_an_error_and_no_endless_loop(database: Database) -> None:
+    async def copies(tx: Transaction) -> None:
+        await tx.fetch("COPY (SELECT 1) TO STDOUT")
+
+    with pytest.raises(psycopg.NotSupportedError):
+        await asyncio.wait_for(database.transact(copies), 5)
+
+
 async def test_a_set_larger_than_every_buffer_travels(database: Database) -> None:
     texts = [f"{number:0>1000}" for number in range(20_000)]
 
@@ -256,7 +308,7 @@ async def test_a_connection_killed_in_the_flight_of_the_commit_leaves_it_unknown
     running = asyncio.create_task(database.transact(work))
     await until_active(other, "SELECT pg_sleep(20)")
     await kill(other, pids[0])
-    with pytest.raises((Unknown, Retryable)):
+    async with raises(Unknown, "COMMIT_UNKNOWN", Kind.UNKNOWN):
         await running
     assert await value(other, "a") == 0
 
@@ -474,6 +526,26 @@ async def test_a_server_that_no_longer_answers_is_given_up(
     finally:
         os.kill(frozen[0], signal.SIGCONT)
     assert (await value(other, "a"), await value(other, "b")) == (0, 1)
+
+
+async def test_a_rollback_that_is_not_answered_is_given_up(
+    database: Database, other: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "GRACE_SECONDS", 0.2)
+    frozen: list[int] = []
+
+    async def work(tx: Transaction) -> None:
+        frozen.append(await pid_of(tx))
+        os.kill(frozen[0], signal.SIGSTOP)
+        raise KeyError("our own")
+
+    started = time.monotonic()
+    try:
+        with pytest.raises(KeyError, match="our own"):
+            await database.transact(work, Deadline.after(0.3))
+        assert time.monotonic() - started < 8
+    finally:
+        os.kill(frozen[0], signal.SIGCONT)
 
 
 async def test_a_commit_that_hangs_is_unknown_and_comes_to_its_own_end(

@@ -279,6 +279,21 @@ async def test_a_repeat_of_work_under_way_is_told_so(database: Database) -> None
     assert await effects(database) == []
 
 
+async def test_a_repeat_gets_its_answer_whatever_the_work_makes_of_it_now(database: Database) -> None:
+    async def closed(tx: Transaction, fresh: list[Wish]) -> list[Made]:
+        raise Refused("SHOP_CLOSED", "closed")
+
+    async def breaks_on_a_repeat(tx: Transaction, fresh: list[Wish]) -> list[Made]:
+        await tx.execute("INSERT INTO effects VALUES ('always the same', '', '')")
+        return await work(tx, fresh)
+
+    (made,) = await make(database, wish("k"), how=breaks_on_a_repeat)
+    assert isinstance(made, Answer)
+    for how in (closed, breaks_on_a_repeat):
+        assert await make(database, wish("k"), how=how) == [Answer(made.message, replayed=True)]
+    assert len(await effects(database)) == 2
+
+
 async def remember_now(database: Database, command: Wish, outcome: Made) -> None:
     async def remembering(tx: Transaction) -> None:
         remember(tx, METHOD, [(identity(command), outcome)], PACK)

@@ -61,6 +61,11 @@ def test_text_with_a_nul_is_refused_because_it_would_be_cut_off(value: object) -
         encode(value)
 
 
+def test_an_instant_without_a_time_zone_is_refused() -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        encode(datetime(2026, 1, 2))  # noqa: DTZ001
+
+
 @pytest.mark.parametrize("value", [object(), {"a": 1}, [object()], (1, 2)])
 def test_other_types_are_refused(value: object) -> None:
     with pytest.raises(TypeError, match="a parameter cannot be"):

@@ -25,7 +25,7 @@ from sandbox.bank.service import messages
 from sandbox.bank.service.movements import Movements
 from services.kit.checks import Checks, check_key
 from services.kit.clock import now
-from services.kit.db import Database, Sent, Transaction
+from services.kit.db import Database, Sent, Transaction, committed
 from services.kit.deadline import Deadline
 from services.kit.errors import Invalid, PaymeshError, Refused
 from services.kit.rpc.failures import to_failure
@@ -201,8 +201,10 @@ class BankService(bank_pb2_grpc.BankServiceServicer):
             return store.insert_operations(tx, list(made.values()))
 
         written = await self._database.transact(write, deadline)
-        all_new = await written.count() == len(made)
-        standing = made if all_new else await store.find_operations(self._database, made)
+        standing = made
+        if await written.count() < len(made):
+            with committed():
+                standing = await store.find_operations(self._database, made)
         return [messages.authorize_outcome(c, standing[(c.merchant_id, c.key)]) for c in commands]
 
     async def _carry_out_void(

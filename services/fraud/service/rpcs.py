@@ -22,7 +22,7 @@ from services.fraud.store import EntryKey
 from services.fraud.windows import Windows
 from services.kit.checks import Checks, page_size
 from services.kit.clock import now
-from services.kit.db import Database, Sent, Transaction
+from services.kit.db import Database, Sent, Transaction, committed
 from services.kit.deadline import Deadline
 from services.kit.errors import NotFound, key_reused
 from services.kit.idempotency import Identity, identity, run_set
@@ -126,7 +126,8 @@ class FraudService(fraud_pb2_grpc.FraudServiceServicer):
         written = await self._database.transact(write, deadline)
         standing: dict[Identity, tuple[bytes, Assessment]] = {}
         if await written.count() < len(distinct):
-            standing = await store.find_assessments_by_key(self._database, owners)
+            with committed():
+                standing = await store.find_assessments_by_key(self._database, owners)
         if standing and counted is not None:
             again = [
                 (sighting, found)
