@@ -1,13 +1,15 @@
 """The data folder of a local run: what lies where, its passwords, and the lock that gives it one owner.
 
-postgres/    the database cluster          secrets/   one password a file, readable by the owner only
+postgres/    the database cluster          secrets/   one password or key a file, readable by the owner only
 valkey/      the append-only file          logs/      one log a process
+checkpoints/ what payment has sealed
 *.lock       held by the process that runs the thing of that name
 """
 
 import fcntl
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from deploy.local.errors import UserMistake
@@ -41,15 +43,19 @@ class DataFolder:
 
     def password(self, name: str) -> str:
         """The password of that name, made at first use, kept with mode 0600."""
+        return self.secret_file(name, lambda: secrets.token_hex(24).encode()).read_text().strip()
+
+    def secret_file(self, name: str, make: Callable[[], bytes]) -> Path:
+        """The file of that name, made at first use, kept with mode 0600."""
         path = self._secrets / name
         if path.exists():
-            return path.read_text().strip()
-        # Written aside and linked into place, so that a kill can never leave an empty password behind.
+            return path
+        # Written aside and linked into place, so that a kill can never leave an empty secret behind.
         draft = self._secrets / f".{name}.{os.getpid()}"
         try:
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_hex(24))
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(make())
                 file.flush()
                 os.fsync(file.fileno())
             os.link(draft, path)
@@ -57,7 +63,7 @@ class DataFolder:
             pass
         finally:
             draft.unlink(missing_ok=True)
-        return path.read_text().strip()
+        return path
 
     def log_file(self, name: str) -> Path:
         """The log of one process; an old one past the size limit is put aside (one is kept)."""

@@ -37,13 +37,17 @@ class Service:
     calls: tuple[str, ...] = ()
     """The services it calls; it is told where they are."""
     uses_valkey: bool = False
+    seals: bool = False
+    """Whether it keeps an audit trail; see `trail`."""
 
 
 BANK = Service(name="bank", module="sandbox.bank", port_offset=10)
 INVENTORY = Service(name="inventory", module="services.inventory", port_offset=2)
 SHIPPING = Service(name="shipping", module="services.shipping", port_offset=3)
 FRAUD = Service(name="fraud", module="services.fraud", port_offset=4, uses_valkey=True)
-PAYMENT = Service(name="payment", module="services.payment", port_offset=1, calls=("fraud", "bank"))
+PAYMENT = Service(
+    name="payment", module="services.payment", port_offset=1, calls=("fraud", "bank"), seals=True
+)
 ORCHESTRATOR = Service(
     name="orchestrator",
     module="services.orchestrator",
@@ -138,8 +142,9 @@ def environment_of(
     dsn: str,
     valkey_url: str | None,
     inherited: Mapping[str, str],
+    settings: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """The environment of one process.
+    """The environment of one process. `settings` are further variables of it, without their prefix.
 
     Variables that the user set for this service are kept, so that a knob can be turned and a target replaced;
     where it listens and which database it has is decided here. Variables of other services, which may hold
@@ -158,6 +163,8 @@ def environment_of(
         environment.setdefault(f"{prefix}{callee.upper()}_TARGET", layout.targets[callee])
     if instance.service.uses_valkey and valkey_url is not None:
         environment.setdefault(f"{prefix}VALKEY_URL", valkey_url)
+    for name, value in (settings or {}).items():
+        environment.setdefault(f"{prefix}{name}", value)
     environment["PYTHONPATH"] = _python_path(inherited.get("PYTHONPATH", ""))
     environment["PYTHONUNBUFFERED"] = "1"
     return environment

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.local import mesh, ports
+from deploy.local import mesh, ports, trail
 from deploy.local.errors import UserMistake
 from deploy.local.folder import DataFolder, FolderLock
 from deploy.local.keeper import Keeper, ServiceProgram, StoreProgram
@@ -156,6 +156,7 @@ class Mesh:
             dsn=self.dsn(instance.service.name),
             valkey_url=self.stores.valkey_url,
             inherited=self._environment,
+            settings=trail.settings(self.folder) if instance.service.seals else None,
         )
         log = self.folder.log_file(instance.name)
         command = mesh.command_of(instance.service)

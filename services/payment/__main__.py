@@ -11,10 +11,11 @@ from services.payment.clients import FraudClient, Processor
 from services.payment.config import PaymentConfig
 from services.payment.runner import Expiry, Resolver, watch_waiting
 from services.payment.service import LEDGER_NAME, NAME, LedgerService, PaymentService
+from services.payment.trail.sealer import open_sealer
 
 
 async def wire(process: Process, config: PaymentConfig) -> None:
-    """Two servicers, two callees, a resolver and an expiry runner."""
+    """Two servicers, two callees, a resolver, an expiry runner and a sealer."""
     fraud_channel = open_channel(config.fraud_target, caller="payment")
     # No retries below us: whether a lost answer is asked for again is the resolver's decision.
     bank_channel = open_channel(config.bank_target, caller="payment", attempts_max=1)
@@ -32,6 +33,8 @@ async def wire(process: Process, config: PaymentConfig) -> None:
     process.background("resolver", resolver.run)
     process.background("expiry", Expiry(process.database, config).run)
     process.background("waiting", partial(watch_waiting, process.database))
+    if config.seal_folder:
+        process.background("sealer", open_sealer(process.database, config).run)
 
 
 if __name__ == "__main__":

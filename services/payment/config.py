@@ -35,3 +35,16 @@ class PaymentConfig(ServiceConfig):
     about a minute of trying."""
     resolve_poll_ms: int = Field(default=100, ge=10)
     """How often the resolver looks for work when it found none."""
+    seal_folder: str = ""
+    """Where checkpoints of the audit trail are written: outside of the database, and shared by all payment processes.
+    Empty: events are chained and not sealed."""
+    seal_key_file: str = ""
+    """The Ed25519 key that checkpoints are signed with, as PEM; readable by nobody else."""
+    seal_seconds: float = Field(default=60.0, gt=0, le=86_400)
+    """How long the sealer rests between two rounds, give or take half. What was not sealed yet can be changed without a
+    trace by whoever owns the database; a checkpoint a minute is half a million files a year."""
+    seal_settle_seconds: float = Field(default=5.0, ge=0, le=600)
+    """How old an event must be to be sealed, besides that no older transaction is under way. A transaction that begins
+    is seen by the server's statistics within milliseconds."""
+    seal_look_back_seconds: float = Field(default=3_600.0, ge=10, le=2_592_000)
+    """How far behind the last checkpoint the sealer looks, when it starts, for events that came late."""

@@ -243,10 +243,10 @@ class Expiry:
             event = domain.request_expiry(payment, now)
             if event is not None:
                 expiring.append(domain.apply(payment, event))
-                records.append(store.Record(*payment.key, payment.version + 1, event))
+                records.append(store.record_of(expiring[-1], event))
         if expiring:
             log.info("%d authorizations have come to their end", len(expiring))
-            store.save_payments(tx, expiring)
+            store.save_payments(tx, expiring, records)
             store.insert_events(tx, records)
         return len(expiring)
 

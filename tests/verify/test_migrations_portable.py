@@ -30,6 +30,10 @@ NOT_SHARDED: dict[tuple[str, str], str] = {
         "services/orchestrator",
         "instances",
     ): "the leases of processes: a handful of rows that belong to no merchant",
+    (
+        "services/payment",
+        "event_checkpoints",
+    ): "a row a minute at most, each over events of all merchants",
 }
 
 # Words in a row, as they stand in a statement.

@@ -116,6 +116,9 @@ class Payment(NamedTuple):
     """Whether the void under way is that of an authorization that has come to its end."""
     expires_at_ms: int = 0
     """When the authorization ends; 0 without one, or when it is from before there was an expiry."""
+    event_hash: bytes = b""
+    """Where its chain of events ended when it was locked: what its next event is chained to. Only known under the
+    lock."""
 
     @property
     def key(self) -> PaymentKey:

@@ -118,9 +118,9 @@ class Movements:
             payment = payments[wish.key] = domain.apply(payment, decision)
             begun[identity(c)] = (payment, c.span)
             requested.append(payment)
-            records.append(store.Record(*payment.key, payment.version, decision))
+            records.append(store.record_of(payment, decision))
             outcomes.append(None)
         if records:
-            store.save_payments(tx, requested, self._intent_seconds)
+            store.save_payments(tx, requested, records, self._intent_seconds)
             store.insert_events(tx, records)
         return outcomes

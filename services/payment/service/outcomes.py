@@ -179,7 +179,7 @@ async def _record(database: Database, operation: Operation[M], told: Sequence[To
             if event is not None:
                 after = payments[one.key] = domain.apply(before, event)
                 changes.append((before, after))
-                records.append(store.Record(*after.key, after.version, event))
+                records.append(store.record_of(after, event))
                 if event.type in ANNOUNCED:
                     message = message_of(after)
                     told_others = announcement_of(event, message)
@@ -192,7 +192,7 @@ async def _record(database: Database, operation: Operation[M], told: Sequence[To
             )
         if changes:
             save = store.save_authorizations if authorizing else store.save_payments
-            save(tx, [after for _, after in changes])
+            save(tx, [after for _, after in changes], records)
             store.insert_events(tx, records)
             store.insert_entries(tx, ledger.entries(changes))
         open_ = [(t.key, t.look_again_seconds) for t in told if payments[t.key].unknown_outcome]

@@ -118,15 +118,16 @@ class PaymentService:
         ) -> list[Outcome[pb.AuthorizePaymentResponse] | None]:
             now = now_ms()
             intents = [domain.initiate(c.request, c.resource_id, c.caller, c.key, now) for c in fresh]
-            alone = await store.insert_payments(tx, [payment for payment, _ in intents], self._intent_seconds)
+            records = [store.record_of(payment, event) for payment, event in intents]
+            alone = await store.insert_payments(
+                tx, [payment for payment, _ in intents], records, self._intent_seconds
+            )
             begun.update(
                 (identity(c), Asked(payment, c.request, c.span))
                 for c, (payment, _) in zip(fresh, intents, strict=True)
                 if payment.payment_id in alone
             )
-            store.insert_events(
-                tx, [store.Record(*p.key, p.version, event) for p, event in intents if p.payment_id in alone]
-            )
+            store.insert_events(tx, [record for record in records if record.payment_id in alone])
             return [
                 None if c.resource_id in alone else Failed(domain.order_already_paid(c.request.order_id))
                 for c in fresh
@@ -208,14 +209,14 @@ class PaymentService:
                     payment = payments[key] = domain.apply(payment, decision)
                     begun[identity(command)] = (payment, command)
                     requested.append(payment)
-                    records.append(store.Record(*key, payment.version, decision))
+                    records.append(store.record_of(payment, decision))
                     outcomes.append(None)
                 elif isinstance(decision, PaymeshError):
                     outcomes.append(Failed(decision))
                 else:
                     outcomes.append(Answer(pb.VoidPaymentResponse(payment=message_of(decision))))
             if records:
-                store.save_payments(tx, requested, self._intent_seconds)
+                store.save_payments(tx, requested, records, self._intent_seconds)
                 store.insert_events(tx, records)
             return outcomes
 

@@ -10,6 +10,8 @@ import orjson
 from services.kit.db import Database, Transaction
 from services.kit.money import Money
 from services.payment.domain import Event, EventType, Payment, PaymentKey, State, UnknownOutcome
+from services.payment.store.chain import find_chains
+from services.payment.trail.chain import GENESIS, event_hash
 
 _AUTHORIZATION = """merchant_id, payment_id, order_id, amount_minor, currency, state, version,
     (extract(epoch FROM created_at) * 1000)::bigint, unknown_outcome, auth_code, processor_reference, decline_reason,
@@ -18,6 +20,7 @@ _AUTHORIZATION = """merchant_id, payment_id, order_id, amount_minor, currency, s
 _COLUMNS = f"""{_AUTHORIZATION}, incremented_minor, captured_minor, refunded_minor, settled_minor, fee_minor,
     rest_released, pending_minor, pending_fee_minor, pending_final, expiring,
     coalesce(extract(epoch FROM expires_at) * 1000, 0)::bigint"""
+_CHAIN_END = "CASE WHEN hashed_version = version THEN event_hash END"
 
 _STATES = {state.value: state for state in State}
 _UNKNOWN = {unknown.value: unknown for unknown in UnknownOutcome}
@@ -31,25 +34,43 @@ class Record(NamedTuple):
     version: int
     event: Event
     recorded_at_ms: int = 0
+    text: str = ""
+    """Its data, as they are or will be stored."""
+    hash: bytes = b""
+    """Over this event and the one before; empty when it was read."""
 
     def data_json(self) -> str:
         """The event's data as a JSON object."""
-        return orjson.dumps(self.event.data).decode()
+        return self.text or orjson.dumps(self.event.data).decode()
 
 
-async def insert_payments(tx: Transaction, payments: Sequence[Payment], intent_seconds: float) -> set[str]:
-    """Record intents; returns the ids of those whose order has no other live payment. The resolver looks at them after
-    `intent_seconds`, unless they have ended by then."""
+def record_of(payment: Payment, event: Event) -> Record:
+    """The record of the event that made a payment what it is, chained to the one before it."""
+    merchant_id, payment_id, version = payment.merchant_id, payment.payment_id, payment.version
+    text = orjson.dumps(event.data).decode()
+    previous = payment.event_hash or GENESIS
+    hashed = event_hash(previous, merchant_id, payment_id, version, event.type.value, text)
+    return Record(merchant_id, payment_id, version, event, 0, text, hashed)
+
+
+async def insert_payments(
+    tx: Transaction, payments: Sequence[Payment], records: Sequence[Record], intent_seconds: float
+) -> set[str]:
+    """Record intents, whose events are `records`; returns the ids of those whose order has no other live payment. The
+    resolver looks at them after `intent_seconds`, unless they have ended by then."""
     # By order, so that two sets that want the same orders wait for each other in one direction only. Of two payments
     # for one order the first of the set wins: sorting keeps their sequence.
     payments = sorted(payments, key=lambda p: (p.merchant_id, p.order_id))
+    hash_of = {r.payment_id: r.hash for r in records}
     rows = await tx.fetch(
         """
-        INSERT INTO payments (merchant_id, payment_id, order_id, amount_minor, currency, state, version, resolve_at)
+        INSERT INTO payments (merchant_id, payment_id, order_id, amount_minor, currency, state, version, resolve_at,
+                              event_hash, hashed_version)
         SELECT merchant_id, payment_id, order_id, amount_minor, currency, 'AUTHORIZING', 1,
-               now() + make_interval(secs => %(seconds)s)
+               now() + make_interval(secs => %(seconds)s), hash, 1
         FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(orders)s::text[], %(amounts)s::bigint[],
-                    %(currencies)s::text[]) AS new (merchant_id, payment_id, order_id, amount_minor, currency)
+                    %(currencies)s::text[], %(hashes)s::bytea[])
+             AS new (merchant_id, payment_id, order_id, amount_minor, currency, hash)
         ON CONFLICT (merchant_id, order_id) WHERE state = 'AUTHORIZING' DO NOTHING
         RETURNING payment_id
         """,
@@ -60,6 +81,7 @@ async def insert_payments(tx: Transaction, payments: Sequence[Payment], intent_s
             "orders": [p.order_id for p in payments],
             "amounts": [p.amount.amount_minor for p in payments],
             "currencies": [p.amount.currency for p in payments],
+            "hashes": [hash_of[p.payment_id] for p in payments],
         },
     )
     return {row[0] for row in rows}
@@ -69,17 +91,18 @@ def insert_events(tx: Transaction, records: Sequence[Record]) -> None:
     """Append events."""
     tx.later(
         """
-        INSERT INTO payment_events (merchant_id, payment_id, version, type, data)
-        SELECT merchant_id, payment_id, version, type, data::json
-        FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(versions)s::int[], %(types)s::text[], %(data)s::text[])
-             AS new (merchant_id, payment_id, version, type, data)
+        INSERT INTO payment_events (merchant_id, payment_id, version, type, data, hash)
+        SELECT merchant_id, payment_id, version, type, data::json, hash
+        FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(versions)s::int[], %(types)s::text[], %(data)s::text[],
+                    %(hashes)s::bytea[]) AS new (merchant_id, payment_id, version, type, data, hash)
         """,
         {
             "merchants": [r.merchant_id for r in records],
             "ids": [r.payment_id for r in records],
             "versions": [r.version for r in records],
             "types": [r.event.type.value for r in records],
-            "data": [orjson.dumps(r.event.data).decode() for r in records],
+            "data": [r.text for r in records],
+            "hashes": [r.hash for r in records],
         },
     )
 
@@ -101,30 +124,44 @@ async def _lock(tx: Transaction, keys: Iterable[PaymentKey], columns: str) -> di
         return {}
     rows = await tx.fetch(
         f"""
-        SELECT {columns} FROM payments
+        SELECT {columns}, {_CHAIN_END} FROM payments
         WHERE (merchant_id, payment_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
         ORDER BY merchant_id, payment_id
         FOR NO KEY UPDATE
         """,
         {"merchants": [m for m, _ in ordered], "ids": [p for _, p in ordered]},
     )
-    return {(row[0], row[1]): _payment(row) for row in rows}
+    return {payment.key: payment for payment in await _chained(tx, rows)}
 
 
-def save_authorizations(tx: Transaction, payments: Sequence[Payment]) -> None:
-    """Write locked payments as they are after the event that ended their authorization."""
+async def _chained(tx: Transaction, rows: Sequence[Sequence[Any]]) -> list[Payment]:
+    """Locked payments, each with the end of its chain."""
+    unknown = [(row[0], row[1]) for row in rows if row[-1] is None]
+    chains = await find_chains(tx, unknown) if unknown else {}
+    return [_payment(row[:-1], row[-1] or chains[(row[0], row[1])][-1]) for row in rows]
+
+
+def _ends_of(payments: Sequence[Payment], records: Sequence[Record]) -> list[bytes]:
+    """The ends of the payments' chains after one event each: two in one transaction would be chained to the same."""
+    assert [(r.payment_id, r.version) for r in records] == [(p.payment_id, p.version) for p in payments]
+    assert len({r.payment_id for r in records}) == len(records)
+    return [r.hash for r in records]
+
+
+def save_authorizations(tx: Transaction, payments: Sequence[Payment], records: Sequence[Record]) -> None:
+    """Write locked payments as they are after the event that ended their authorization: `records`, in their order."""
     tx.later(
         """
         UPDATE payments AS p
         SET state = n.state, version = n.version, unknown_outcome = n.unknown_outcome, auth_code = n.auth_code,
             processor_reference = n.processor_reference, decline_reason = n.decline_reason,
             fraud_score_milli = n.fraud_score_milli, expires_at = to_timestamp(nullif(n.expires_at_ms, 0) / 1000.0),
-            resolve_at = now(), resolve_attempts = 0
+            resolve_at = now(), resolve_attempts = 0, event_hash = n.hash, hashed_version = n.version
         FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(states)s::text[], %(versions)s::int[],
                     %(unknown)s::text[], %(codes)s::text[], %(references)s::text[], %(reasons)s::text[],
-                    %(scores)s::int[], %(expiries)s::bigint[])
+                    %(scores)s::int[], %(expiries)s::bigint[], %(hashes)s::bytea[])
              AS n (merchant_id, payment_id, state, version, unknown_outcome, auth_code, processor_reference,
-                   decline_reason, fraud_score_milli, expires_at_ms)
+                   decline_reason, fraud_score_milli, expires_at_ms, hash)
         WHERE p.merchant_id = n.merchant_id AND p.payment_id = n.payment_id
         """,
         {
@@ -138,13 +175,16 @@ def save_authorizations(tx: Transaction, payments: Sequence[Payment]) -> None:
             "reasons": [p.decline_reason for p in payments],
             "scores": [p.fraud_score_milli for p in payments],
             "expiries": [p.expires_at_ms for p in payments],
+            "hashes": _ends_of(payments, records),
         },
     )
 
 
-def save_payments(tx: Transaction, payments: Sequence[Payment], resolve_seconds: float = 0.0) -> None:
-    """Write locked payments as they are after an event behind their authorization. Those that wait for the processor
-    are looked at by the resolver after `resolve_seconds`."""
+def save_payments(
+    tx: Transaction, payments: Sequence[Payment], records: Sequence[Record], resolve_seconds: float = 0.0
+) -> None:
+    """Write locked payments as they are after an event behind their authorization: `records`, in their order. Those
+    that wait for the processor are looked at by the resolver after `resolve_seconds`."""
     if not payments:
         return
     tx.later(
@@ -155,14 +195,16 @@ def save_payments(tx: Transaction, payments: Sequence[Payment], resolve_seconds:
             refunded_minor = n.refunded_minor, settled_minor = n.settled_minor, fee_minor = n.fee_minor,
             rest_released = n.rest_released, pending_minor = n.pending_minor,
             pending_fee_minor = n.pending_fee_minor, pending_final = n.pending_final, expiring = n.expiring,
-            resolve_at = now() + make_interval(secs => %(seconds)s), resolve_attempts = 0
+            resolve_at = now() + make_interval(secs => %(seconds)s), resolve_attempts = 0, event_hash = n.hash,
+            hashed_version = n.version
         FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(states)s::text[], %(versions)s::int[],
                     %(unknown)s::text[], %(incremented)s::bigint[], %(captured)s::bigint[], %(refunded)s::bigint[],
                     %(settled)s::bigint[], %(fees)s::bigint[], %(released)s::bool[], %(pending)s::bigint[],
-                    %(pending_fees)s::bigint[], %(pending_finals)s::bool[], %(expiring)s::bool[])
+                    %(pending_fees)s::bigint[], %(pending_finals)s::bool[], %(expiring)s::bool[],
+                    %(hashes)s::bytea[])
              AS n (merchant_id, payment_id, state, version, unknown_outcome, incremented_minor, captured_minor,
                    refunded_minor, settled_minor, fee_minor, rest_released, pending_minor, pending_fee_minor,
-                   pending_final, expiring)
+                   pending_final, expiring, hash)
         WHERE p.merchant_id = n.merchant_id AND p.payment_id = n.payment_id
         """,
         {
@@ -182,6 +224,7 @@ def save_payments(tx: Transaction, payments: Sequence[Payment], resolve_seconds:
             "pending_fees": [p.pending_fee_minor for p in payments],
             "pending_finals": [p.pending_final for p in payments],
             "expiring": [p.expiring for p in payments],
+            "hashes": _ends_of(payments, records),
         },
     )
 
@@ -229,14 +272,14 @@ async def lock_expired(tx: Transaction, limit: int) -> list[Payment]:
     works on are left out."""
     rows = await tx.fetch(
         f"""
-        SELECT {_COLUMNS} FROM payments
+        SELECT {_COLUMNS}, {_CHAIN_END} FROM payments
         WHERE state IN ('AUTHORIZED', 'PARTIALLY_CAPTURED') AND expires_at <= now()
         ORDER BY expires_at LIMIT %(limit)s
         FOR NO KEY UPDATE SKIP LOCKED
         """,
         {"limit": limit},
     )
-    return [_payment(row) for row in rows]
+    return await _chained(tx, rows)
 
 
 async def count_waiting(database: Database) -> tuple[int, float]:
@@ -265,7 +308,8 @@ async def list_events(tx: Transaction, keys: Sequence[PaymentKey]) -> list[Recor
         {"merchants": [m for m, _ in keys], "ids": [p for _, p in keys]},
     )
     return [
-        Record(row[0], row[1], row[2], Event(EventType(row[3]), orjson.loads(row[4])), row[5]) for row in rows
+        Record(row[0], row[1], row[2], Event(EventType(row[3]), orjson.loads(row[4])), row[5], row[4])
+        for row in rows
     ]
 
 
@@ -294,7 +338,7 @@ async def list_payments(
     return [_payment(row) for row in rows]
 
 
-def _payment(row: Sequence[Any]) -> Payment:
+def _payment(row: Sequence[Any], chain_end: bytes = b"") -> Payment:
     (
         merchant_id,
         payment_id,
@@ -317,4 +361,5 @@ def _payment(row: Sequence[Any]) -> Payment:
         created_at_ms,
         _UNKNOWN[unknown],
         *rest,
+        event_hash=chain_end,  # type: ignore[misc]  # the columns end before it
     )
