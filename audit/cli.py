@@ -1,4 +1,7 @@
-"""The command `paymesh audit`."""
+"""Check that all books agree, and that history is as it was written.
+
+The command `paymesh audit`; `verify`, `prove` and `check-proof` below it are in `audit.trail.cli`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Annotated
 
 import typer
 
+from audit.trail.cli import check_proof, prove, verify
+
 EXIT_VIOLATED = 1
 EXIT_NOT_DONE = 2
 
@@ -17,6 +22,7 @@ DATA = Path(".paymesh")
 
 
 def audit(
+    context: typer.Context,
     data: Annotated[
         Path,
         typer.Option("--data", envvar="PAYMESH_DATA", help="Folder of a local mesh.", file_okay=False),
@@ -45,6 +51,12 @@ def audit(
 
     - `paymesh audit --json`
     """
+    if context.invoked_subcommand is not None:
+        for name in ("data", "wait", "as_json"):
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise typer.BadParameter(f"options of `{context.invoked_subcommand}` go behind it")
+        return
     from rich.console import (
         Console,  # these, the database driver and all contracts are nothing that help needs
     )
@@ -66,3 +78,10 @@ def audit(
         show(report, Console(highlight=False, soft_wrap=True))
     if not report.ok:
         raise typer.Exit(EXIT_VIOLATED)
+
+
+commands = typer.Typer(invoke_without_command=True, rich_markup_mode="markdown")
+commands.callback()(audit)
+commands.command("verify")(verify)
+commands.command("prove")(prove)
+commands.command("check-proof")(check_proof)

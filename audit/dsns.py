@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,22 +18,20 @@ from deploy.local.supervisor import LOCK_NAME
 
 
 @contextmanager
-def found_dsns(data: Path, environment: Mapping[str, str] = os.environ) -> Iterator[dict[str, str]]:
-    """The DSN of each database, by service. What the environment does not name (PAYMESH_<SERVICE>_DATABASE_DSN) is
-    looked for in the data folder of a local mesh. If that mesh is stopped, its PostgreSQL is started for as long as
-    the context lasts, and nothing else. Raises AuditError."""
-    named = {
-        name: dsn
-        for name in CALLERS_FIRST
-        if (dsn := environment.get(f"PAYMESH_{name.upper()}_DATABASE_DSN"))
-    }
-    if len(named) == len(CALLERS_FIRST):
+def found_dsns(
+    data: Path, environment: Mapping[str, str] = os.environ, wanted: Sequence[str] = CALLERS_FIRST
+) -> Iterator[dict[str, str]]:
+    """The DSN of each database that is wanted, by service. What the environment does not name
+    (PAYMESH_<SERVICE>_DATABASE_DSN) is looked for in the data folder of a local mesh. If that mesh is stopped, its
+    PostgreSQL is started for as long as the context lasts, and nothing else. Raises AuditError."""
+    named = {name: dsn for name in wanted if (dsn := environment.get(f"PAYMESH_{name.upper()}_DATABASE_DSN"))}
+    if len(named) == len(wanted):
         yield named
         return
     try:
         with _of_folder(data.expanduser().absolute(), environment) as local:
             dsns = {**local, **named}
-            check_complete(dsns)
+            check_complete(dsns, wanted)
             yield dsns
     except LocalRunError as error:
         raise AuditError(str(error)) from error

@@ -14,12 +14,15 @@ from services.kit.money import Money
 from services.payment.domain import WAITING, Event, EventType, Payment, State, UnknownOutcome
 from services.payment.ledger import Entry
 
-_PAYMENTS = """
-SELECT merchant_id, payment_id, order_id, amount_minor, currency, state, version, unknown_outcome, auth_code,
+PAYMENT_COLUMNS = """
+       merchant_id, payment_id, order_id, amount_minor, currency, state, version, unknown_outcome, auth_code,
        processor_reference, decline_reason, fraud_score_milli, incremented_minor, captured_minor, refunded_minor,
        settled_minor, fee_minor, rest_released, pending_minor, pending_fee_minor, pending_final, expiring,
        coalesce(extract(epoch FROM expires_at) * 1000, 0)::bigint
-FROM payments ORDER BY merchant_id/*bytes*/, payment_id/*bytes*/
+"""
+"""What `payment_of` reads."""
+_PAYMENTS = f"""
+SELECT {PAYMENT_COLUMNS} FROM payments ORDER BY merchant_id/*bytes*/, payment_id/*bytes*/
 """
 _EVENTS = """
 SELECT merchant_id, payment_id, version, type, data::text
@@ -124,7 +127,7 @@ async def read_payments(snapshots: Snapshots) -> AsyncIterator[PaymentBook]:
         yield PaymentBook(
             merchant_id,
             payment_id,
-            _payment(rows[0]) if rows else None,
+            payment_of(rows[0]) if rows else None,
             [StoredEvent(*row[2:]) for row in events],
             [Entry(row[0], row[2], row[3], row[4], Money(row[5], row[6])) for row in entries],
             [_operation(row) for row in operations],
@@ -145,7 +148,8 @@ async def unmoved_payments(snapshots: Snapshots, books: Sequence[PaymentBook]) -
     }
 
 
-def _payment(row: Row) -> Payment:
+def payment_of(row: Row) -> Payment:
+    """The payment in a row of `PAYMENT_COLUMNS`."""
     try:
         state, unknown_outcome = State(row[5]), UnknownOutcome(row[7])
     except ValueError as error:

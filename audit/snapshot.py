@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 
@@ -84,17 +84,27 @@ async def open_snapshots(dsns: Mapping[str, str]) -> AsyncIterator[Snapshots]:
         }
         snapshots = {}
         for name in CALLERS_FIRST:
-            connection, present = pairs[name]
-            with _explained(name):
-                await connection.set_autocommit(False)
-                await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
-                await connection.execute(_SETTINGS)
-                # The first query takes the snapshot. This one also tells how texts are sorted.
-                cursor = await connection.execute("SELECT 'B'::text < 'a'::text")
-                row = await cursor.fetchone()
-            assert row is not None
-            snapshots[name] = Snapshot(name, connection, present, "" if row[0] else ' COLLATE "C"')
+            snapshots[name] = await _snapshot(name, *pairs[name])
         yield snapshots
+
+
+@asynccontextmanager
+async def open_snapshot(service: str, dsn: str) -> AsyncIterator[Snapshot]:
+    """A snapshot of one database. Raises AuditError when it cannot be read."""
+    async with connect(service, dsn) as connection, connect(service, dsn) as present:
+        yield await _snapshot(service, connection, present)
+
+
+async def _snapshot(service: str, connection: Connection, present: Connection) -> Snapshot:
+    with _explained(service):
+        await connection.set_autocommit(False)
+        await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+        await connection.execute(_SETTINGS)
+        # The first query takes the snapshot. This one also tells how texts are sorted.
+        cursor = await connection.execute("SELECT 'B'::text < 'a'::text")
+        row = await cursor.fetchone()
+    assert row is not None
+    return Snapshot(service, connection, present, "" if row[0] else ' COLLATE "C"')
 
 
 @asynccontextmanager
@@ -113,9 +123,9 @@ async def connect(service: str, dsn: str) -> AsyncIterator[Connection]:
         await asyncio.shield(connection.close())
 
 
-def check_complete(dsns: Mapping[str, str]) -> None:
-    """Raises AuditError unless there is a DSN for every database."""
-    missing = [name for name in CALLERS_FIRST if not dsns.get(name)]
+def check_complete(dsns: Mapping[str, str], wanted: Sequence[str] = CALLERS_FIRST) -> None:
+    """Raises AuditError unless there is a DSN for every database that is wanted."""
+    missing = [name for name in wanted if not dsns.get(name)]
     if missing:
         variables = ", ".join(f"PAYMESH_{name.upper()}_DATABASE_DSN" for name in missing)
         raise AuditError(f"it is not known where the database of {', '.join(missing)} is: set {variables}")

@@ -408,7 +408,7 @@ def test_the_readme_names_every_knob_with_its_default() -> None:
         if name not in ServiceConfig.model_fields
     }
     expected = {
-        (f"`{name.upper()}`", f"{field.default:g}")
+        (f"`{name.upper()}`", field.default if isinstance(field.default, str) else f"{field.default:g}")
         for name, field in own.items()
         if not name.endswith("_target")
     }

@@ -1,0 +1,107 @@
+"""Carries a verification out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import orjson
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from audit.merge import Stream, merge
+from audit.snapshot import Snapshot, open_snapshot
+from audit.trail.checkpoints import ON_RECORD, Checkpoints
+from audit.trail.payments import EVENTS, PAYMENTS, History, StoredEvent
+from audit.trail.report import CHANGED, CHECKPOINT, DELETED, UNSEALED, Fault, TrailReport
+from audit.trail.spool import Apart, Spool
+from services.payment.trail.folder import CheckpointFolder
+
+LATE_SECONDS = 600
+"""An event that is so much older than the newest sealed one, and is in no checkpoint, was not there when its time was
+sealed. The sealer itself finds what came late within that time."""
+STEP_PAYMENTS = 500
+"""Payments between two steps of the progress."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is read, how much of it has been, and how much there is."""
+
+
+async def verify(
+    dsn: str,
+    folder: Path,
+    keys: Mapping[str, Ed25519PublicKey],
+    progress: Progress = lambda what, done, of: None,
+) -> TrailReport:
+    """Verify the history that is in payment's database at `dsn`, by the checkpoints in `folder` and the keys, by name,
+    that may have signed them. Raises AuditError when the database cannot be read."""
+    started = time.monotonic()
+    report = TrailReport()
+    checkpoints = Checkpoints(CheckpointFolder(folder), keys, report)
+    # The folder first: what is sealed was in the database before, so the snapshot has it.
+    due = checkpoints.list()
+    async with open_snapshot("payment", dsn) as snapshot:
+        ((count,),) = await snapshot.fetch("SELECT count(*) FROM payments")
+        with Spool(due) as spool:
+            await _read_payments(snapshot, spool, report, count, progress)
+            for done in checkpoints.read(spool):
+                progress("checkpoints", done, due)
+            checkpoints.compare_record([(row[0], row[1]) for row in await snapshot.fetch(ON_RECORD)])
+            for apart in spool.compare():
+                _judge(apart, checkpoints, report)
+            if spool.twice:
+                report.offend("", "checkpoints", Fault(CHECKPOINT, 0, f"seal {spool.twice} events twice"))
+    report.seconds = time.monotonic() - started
+    return report
+
+
+async def _read_payments(
+    snapshot: Snapshot, spool: Spool, report: TrailReport, count: int, progress: Progress
+) -> None:
+    streams = [Stream(snapshot, PAYMENTS), Stream(snapshot, EVENTS)]
+    async for (merchant_id, payment_id), (rows, events) in merge(streams):
+        history = History(
+            merchant_id, payment_id, rows[0] if rows else None, [StoredEvent(*row[2:]) for row in events]
+        )
+        _read_payment(history, spool, report)
+        if report.payments % STEP_PAYMENTS == 0:
+            progress("payments", report.payments, count)
+    progress("payments", count, count)
+
+
+def _read_payment(history: History, spool: Spool, report: TrailReport) -> None:
+    merchant_id, payment_id, _, events = history
+    hashes = history.hashes()
+    lines = [
+        orjson.dumps((event.recorded_us, merchant_id, payment_id, event.version, hashed.hex()))
+        for event, hashed in zip(events, hashes, strict=True)
+    ]
+    spool.put_present(payment_id, b"".join([line + b"\n" for line in lines]))
+    report.payments += 1
+    report.events += len(events)
+    report.unhashed += sum(event.hash is None for event in events)
+    for fault in history.faults(hashes):
+        report.offend(merchant_id, payment_id, fault)
+
+
+def _judge(apart: Apart, checkpoints: Checkpoints, report: TrailReport) -> None:
+    """Something is not the same in the database and in the checkpoints."""
+    sealed, number, present = apart
+    if sealed is None:
+        assert present is not None, "one of the sides has it"
+        late = present.recorded_us < checkpoints.through_us - LATE_SECONDS * 1_000_000
+        if late and checkpoints.whole:
+            what = (
+                f"is in no checkpoint, though everything is sealed up to {LATE_SECONDS} s after it and more"
+            )
+            report.offend(present.merchant_id, present.payment_id, Fault(UNSEALED, present.version, what))
+        else:
+            report.unsealed += 1
+        return
+    if present is None:
+        fault = Fault(DELETED, sealed.version, f"was sealed by checkpoint {number} and is gone")
+    elif present.hash_hex != sealed.hash_hex:
+        fault = Fault(CHANGED, sealed.version, f"is not what checkpoint {number} has sealed")
+    else:
+        fault = Fault(CHANGED, sealed.version, f"was recorded at another time, as checkpoint {number} says")
+    report.offend(sealed.merchant_id, sealed.payment_id, fault)
