@@ -23,7 +23,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo up down test test-unit test-integration test-e2e test-chaos verify bench proto proto-baseline fmt \
+.PHONY: help demo up down test test-unit test-integration test-e2e test-chaos verify bench bench-audit proto proto-baseline fmt \
 	lock clean
 
 help: ## List the targets
@@ -67,6 +67,9 @@ verify: $(READY) ## Lint, types, import laws, contracts, generated code, documen
 
 bench: $(READY) ## Measure for about a minute (BENCH_SECONDS=60), write bench/results/latest.json
 	@$(BIN)/paymesh bench
+
+bench-audit: $(READY) ## Measure sealing and verifying a million events on one core (BENCH_EVENTS=1000000)
+	@$(BIN)/python -m bench.audit --one-core --events $(or $(BENCH_EVENTS),1000000)
 
 proto: $(READY) ## Generate clients/python from proto/
 	@$(BIN)/python proto/generate.py

@@ -13,7 +13,7 @@ from services.kit.db import Database, Transaction
 from services.kit.ids import new_id
 from services.kit.money import Money
 from services.payment import domain, ledger, store
-from services.payment.domain import Authorize, Event, EventType, Payment, PaymentKey
+from services.payment.domain import Authorize, Event, EventType, Payment, PaymentKey, State
 
 SET_SIZE = 200
 EVENTS_EACH = 4
@@ -70,7 +70,7 @@ async def append(
             after = domain.apply(before, event)
             changes.append((before, after))
             records.append(store.record_of(after, event))
-        authorizing = records[0].event.type is EventType.AUTHORIZED
+        authorizing = changes[0][0].state is State.AUTHORIZING
         save = store.save_authorizations if authorizing else store.save_payments
         save(tx, [after for _, after in changes], records)
         store.insert_events(tx, records)

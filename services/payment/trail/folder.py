@@ -61,7 +61,7 @@ class CheckpointFolder:
     def write(self, header: Header, lines: Sequence[bytes]) -> None:
         """Add a checkpoint; when this returns it is on disk. Raises NumberTaken."""
         self.path.mkdir(parents=True, exist_ok=True)
-        draft = self.path / f".{header.number:08}.{os.getpid()}.draft"
+        draft = self.path / f".{header.number:08}.{os.urandom(6).hex()}.draft"
         try:
             with draft.open("wb") as file:
                 file.write(header.line() + b"\n")
