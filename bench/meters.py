@@ -82,6 +82,12 @@ def _cpu_seconds(mesh: Mesh) -> dict[str, float]:
     return dict(seconds)
 
 
+def postgres_cpu_seconds(postmaster: int) -> float:
+    """Processor seconds of a server with all its processes, those that have ended included."""
+    children = sum(_of_process(child) for child, _ in _postgres_processes(postmaster))
+    return children + _of_process(postmaster, with_ended_children=True)
+
+
 def _postgres_processes(postmaster: int) -> list[tuple[int, str]]:
     """The server's processes, each with what it serves: a database, or the server as a whole."""
     found = []

@@ -1,4 +1,8 @@
-"""One role and one database a service, on any PostgreSQL we hold an administrator's DSN for."""
+"""One role and one database a service, on any PostgreSQL we hold an administrator's DSN for.
+
+A service that keeps history has two roles: the one that it works under, and `…_owner`, which owns the tables and brings
+the schema up to date. The first may then not change what the second forbids.
+"""
 
 import re
 from collections.abc import Callable
@@ -6,7 +10,7 @@ from urllib.parse import quote, urlencode
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
@@ -33,16 +37,39 @@ def create_database(
     return role_dsn(admin_dsn, name, password)
 
 
+def create_apart(admin_dsn: str, name: str, password_of: Callable[[str], str]) -> tuple[str, str]:
+    """Create the database `name` with two roles, `name` and `name_owner`, what is missing of it; return their DSNs. A
+    database that belonged to `name` until now, with all that is in it, is handed over."""
+    owner = f"{name}_owner"
+    dsn = create_database(admin_dsn, name, password_of)
+    owner_password = password_of(owner)
+    role, owner_role = sql.Identifier(name), sql.Identifier(owner)
+    with psycopg.connect(admin_dsn, autocommit=True) as connection:
+        _save_role(connection, owner, owner_password)
+        connection.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(role, owner_role))
+        connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(role, role))
+    with psycopg.connect(_in_database(admin_dsn, name), autocommit=True) as connection:
+        connection.execute(sql.SQL("REASSIGN OWNED BY {} TO {}").format(role, owner_role))
+        connection.execute(sql.SQL("REVOKE CREATE ON SCHEMA public FROM {}, PUBLIC").format(role))
+    return dsn, role_dsn(admin_dsn, owner, owner_password, database=name)
+
+
+def _in_database(admin_dsn: str, name: str) -> str:
+    return make_conninfo(admin_dsn, dbname=name)
+
+
 def drop_database(admin_dsn: str, name: str) -> None:
-    """Drop the database and its role, ending every connection to it; missing ones are fine."""
+    """Drop the database and its roles, ending every connection to it; missing ones are fine."""
     with psycopg.connect(admin_dsn, autocommit=True) as connection:
         identifier = sql.Identifier(name)
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier))
-        connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(identifier))
+        for role in (name, f"{name}_owner"):
+            connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
 
 
-def role_dsn(admin_dsn: str, name: str, password: str) -> str:
-    """The administrator's DSN with role, password and database replaced, as a URL; TLS options are kept."""
+def role_dsn(admin_dsn: str, name: str, password: str, *, database: str = "") -> str:
+    """The administrator's DSN with role, password and database (that of the role's name, unless another is given)
+    replaced, as a URL; TLS options are kept."""
     options = {key: str(value) for key, value in conninfo_to_dict(admin_dsn).items() if value is not None}
     for replaced in ("user", "password", "dbname", "passfile"):
         options.pop(replaced, None)
@@ -52,7 +79,7 @@ def role_dsn(admin_dsn: str, name: str, password: str) -> str:
         address = f"{literal}:{options.pop('port', '5432')}"
         del options["host"]
     query = f"?{urlencode(options, quote_via=quote)}" if options else ""
-    return f"postgresql://{quote(name)}:{quote(password)}@{address}/{quote(name)}{query}"
+    return f"postgresql://{quote(name)}:{quote(password)}@{address}/{quote(database or name)}{query}"
 
 
 def _save_role(connection: psycopg.Connection, name: str, password: str) -> None:

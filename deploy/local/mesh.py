@@ -38,7 +38,7 @@ class Service:
     """The services it calls; it is told where they are."""
     uses_valkey: bool = False
     seals: bool = False
-    """Whether it keeps an audit trail; see `trail`."""
+    """Whether it keeps an audit trail (see `trail`), and so may not change its own history (`databases`)."""
 
 
 BANK = Service(name="bank", module="sandbox.bank", port_offset=10)

@@ -140,6 +140,10 @@ class EmbeddedPostgres:
         """Create the role and the database `name` if missing; returns the role's DSN."""
         return databases.create_database(self.admin_dsn, name, self.folder.password, template=template)
 
+    def create_apart(self, name: str) -> tuple[str, str]:
+        """Create the database `name` and its two roles if missing; see `databases.create_apart`."""
+        return databases.create_apart(self.admin_dsn, name, self.folder.password)
+
     def drop_database(self, name: str) -> None:
         """Drop the database and its role, ending every connection to it."""
         databases.drop_database(self.admin_dsn, name)

@@ -6,7 +6,7 @@
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import psycopg
@@ -36,19 +36,24 @@ class ExternalPostgres:
         """Create the role and the database `name` if missing; returns the role's DSN."""
         return databases.create_database(self.admin_dsn, name, self.folder.password, template=template)
 
+    def create_apart(self, name: str) -> tuple[str, str]:
+        """Create the database `name` and its two roles if missing; see `databases.create_apart`."""
+        return databases.create_apart(self.admin_dsn, name, self.folder.password)
+
     def drop_database(self, name: str) -> None:
         """Drop the database and its role, ending every connection to it."""
         databases.drop_database(self.admin_dsn, name)
 
 
 class Stores:
-    """What the services of one mesh keep their data in."""
+    """What the services of one mesh keep their data in. Those named in `apart` do not own their tables."""
 
     def __init__(
         self,
         data_dir: Path,
         services: Sequence[str],
         *,
+        apart: Collection[str] = (),
         with_valkey: bool = True,
         postgres_port: int | None = None,
         valkey_port: int | None = None,
@@ -57,6 +62,8 @@ class Stores:
         self._dsns = {
             name: dsn for name in services if (dsn := environment.get(f"PAYMESH_{name.upper()}_DATABASE_DSN"))
         }
+        self._apart = apart
+        self._owner_dsns: dict[str, str] = {}
         self._to_create = [name for name in services if name not in self._dsns]
         self.embedded_postgres: EmbeddedPostgres | None = None
         self.embedded_valkey: EmbeddedValkey | None = None
@@ -99,6 +106,10 @@ class Stores:
         """The DSN of one service's own role and database; known after `start`."""
         return self._dsns[service]
 
+    def owner_dsn(self, service: str) -> str | None:
+        """The DSN of the role that owns a service's tables, where it is another one and ours to tell."""
+        return self._owner_dsns.get(service)
+
     def start(self) -> None:
         """Start what is embedded and create what is missing; safe to repeat."""
         for store in self.embedded.values():
@@ -114,7 +125,10 @@ class Stores:
         for name in self._to_create:
             assert server is not None
             try:
-                self._dsns[name] = server.create_database(name)
+                if name in self._apart:
+                    self._dsns[name], self._owner_dsns[name] = server.create_apart(name)
+                else:
+                    self._dsns[name] = server.create_database(name)
             except psycopg.Error as error:
                 if self._external is None:
                     raise

@@ -55,6 +55,7 @@ class Mesh:
         self.stores = Stores(
             self.folder.path,
             [service.name for service in services],
+            apart=[service.name for service in services if service.seals],
             with_valkey=any(service.uses_valkey for service in services),
             postgres_port=self.plan.postgres_port,
             valkey_port=self.plan.valkey_port,
@@ -156,11 +157,16 @@ class Mesh:
             dsn=self.dsn(instance.service.name),
             valkey_url=self.stores.valkey_url,
             inherited=self._environment,
-            settings=trail.settings(self.folder) if instance.service.seals else None,
+            settings=self._settings(instance.service),
         )
         log = self.folder.log_file(instance.name)
         command = mesh.command_of(instance.service)
         return ServiceProgram(command, instance.address, log, environment, mesh.ROOT)
+
+    def _settings(self, service: mesh.Service) -> Mapping[str, str]:
+        owner_dsn = self.stores.owner_dsn(service.name)
+        owned = {"MIGRATION_DSN": owner_dsn} if owner_dsn else {}
+        return {**owned, **(trail.settings(self.folder) if service.seals else {})}
 
     async def _all_ready(self) -> None:
         for keeper in self.keepers.values():

@@ -20,7 +20,11 @@ class ServiceConfig(BaseSettings):
     metrics_listen: str = Field(default="", pattern=r"^([^\s]+:\d+)?$")
     """Address of the Prometheus page, "host:port"; empty for none."""
     database_dsn: str = Field(min_length=1)
-    """The service's own database."""
+    """The service's own database, with the role that it works under."""
+    migration_dsn: str = ""
+    """The same database with the role that owns its tables, where that is another one: it brings the schema up to date
+    and grants the working role what it needs, which for history is to read and to append. Where migrations are applied
+    by somebody else, no process needs it. Empty: the working role owns the tables."""
     database_pool_size: int = Field(default=12, ge=4, le=200)
     """Connections at most. Sets in flight and background loops together use fewer, so that nobody waits for one."""
     concurrent_rpcs_max: int = Field(default=12_000, ge=1)

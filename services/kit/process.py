@@ -27,7 +27,7 @@ from services.kit.config import ServiceConfig, load
 from services.kit.db import Database
 from services.kit.deadline import Deadline
 from services.kit.errors import PaymeshError
-from services.kit.migrate import MigrationEdited, migrate
+from services.kit.migrate import MigrationEdited, grant, migrate
 from services.kit.rpc.server import Server
 
 C = TypeVar("C", bound=ServiceConfig)
@@ -131,8 +131,10 @@ async def _main(config: C, wire: Callable[[Process, C], Awaitable[None]], packag
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    for applied in await migrate(config.database_dsn, package):
+    for applied in await migrate(config.migration_dsn or config.database_dsn, package):
         log.info("applied migration %s", applied)
+    if config.migration_dsn:
+        await grant(config.migration_dsn, config.database_dsn)
     database = Database(config.database_dsn, pool_size_max=config.database_pool_size)
     await database.open()
     if config.metrics_listen:

@@ -6,9 +6,11 @@ or in the folder of the checkpoints, does one thing to it, and the verification 
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from audit.trail.report import (
@@ -20,7 +22,10 @@ from audit.trail.report import (
     REORDERED,
     UNSEALED,
 )
+from bench.history import write_history
 from deploy.local.postgres import EmbeddedPostgres
+from services.kit.db import Database
+from services.kit.migrate import grant, migrate
 from services.payment.trail import checkpoint
 from services.payment.trail.chain import GENESIS, event_hash
 from services.payment.trail.checkpoint import Header
@@ -253,23 +258,49 @@ async def test_no_checkpoint_at_all_is_told_in_words(trail: Trail) -> None:
     assert ["has a header" in one.what or "header" in one.what for one in report.first] == [True]
 
 
-async def test_the_role_of_the_service_may_not_change_history(trail: Trail) -> None:
-    """With the DSN that the service has: neither events nor entries nor checkpoints."""
-    import psycopg
+HISTORY = (("payment_events", "type"), ("journal_entries", "account"), ("event_checkpoints", "header"))
 
-    for table, column in (
-        ("payment_events", "type"),
-        ("journal_entries", "account"),
-        ("event_checkpoints", "header"),
-    ):
-        for statement in (
-            f"UPDATE {table} SET {column} = 'x'",
-            f"DELETE FROM {table}",
-            f"TRUNCATE {table}",
-        ):
-            with (
-                psycopg.connect(trail.dsn) as connection,
-                pytest.raises(psycopg.errors.InsufficientPrivilege),
-            ):
-                connection.execute(statement.encode())
+
+def _refused(dsn: str, *statements: str) -> None:
+    for statement in statements:
+        with psycopg.connect(dsn) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute(statement.encode())
+
+
+def _changes(table: str, column: str) -> tuple[str, ...]:
+    return f"UPDATE {table} SET {column} = 'x'", f"DELETE FROM {table}", f"TRUNCATE {table}"
+
+
+async def test_a_role_that_owns_the_tables_is_refused_to_change_history(trail: Trail) -> None:
+    """As where a service has only one role: the tables refuse."""
+    for table, column in HISTORY:
+        _refused(trail.dsn, *_changes(table, column))
     assert (await trail.verify()).ok
+
+
+async def test_the_role_of_the_service_may_read_history_and_append_to_it(postgres: EmbeddedPostgres) -> None:
+    """As on a local mesh, on a database that belonged to the service's role until now: what was there stays, work goes
+    on, and history cannot be changed, whether the tables refuse or not, nor can that be undone."""
+    name = f"apart_{os.urandom(4).hex()}"
+    try:
+        await migrate(postgres.create_database(name), "services.payment")
+        dsn, owner_dsn = postgres.create_apart(name)
+        assert postgres.create_apart(name) == (dsn, owner_dsn)
+        assert await migrate(owner_dsn, "services.payment") == []
+        for _ in "12":
+            await grant(owner_dsn, dsn)
+        assert await migrate(dsn, "services.payment") == []
+        database = Database(dsn, pool_size_max=2)
+        await database.open()
+        await write_history(database, MERCHANT, 3)
+        await database.close()
+        for table, column in HISTORY:
+            undo = (f"ALTER TABLE {table} DISABLE TRIGGER USER", f"SET ROLE {name}_owner")
+            _refused(dsn, *_changes(table, column), *undo)
+            with psycopg.connect(owner_dsn) as owner:
+                owner.execute(f"DROP TRIGGER history_is_kept ON {table}".encode())
+            _refused(dsn, *_changes(table, column), "CREATE TABLE mine (x int)")
+        with psycopg.connect(dsn) as connection:
+            assert connection.execute("SELECT count(*) FROM payment_events").fetchone() == (12,)
+    finally:
+        postgres.drop_database(name)
