@@ -1,4 +1,4 @@
-"""The measurement of the audit trail runs, and what it has measured is whole. With few events: this measures nothing."""
+"""The measurement of the audit trail runs, and what it has measured is whole. With few events: it measures nothing."""
 
 from __future__ import annotations
 
