@@ -70,7 +70,10 @@ def add_command(program: typer.Typer, name: str, source: CommandSource) -> None:
             f"the command `{name}` of the package {source.package} cannot be loaded: {error}"
         ) from error
     if isinstance(target, typer.Typer):
-        program.add_typer(target, name=name, help=source.help or None)
+        if source.help:
+            program.add_typer(target, name=name, help=source.help)
+        else:
+            program.add_typer(target, name=name)  # its own help stands; None would take it away
     elif callable(target):
         program.command(name)(target)
     else:
