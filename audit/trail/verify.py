@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
@@ -42,7 +44,7 @@ async def verify(
     due = checkpoints.list()
     async with open_snapshot("payment", dsn) as snapshot:
         ((count,),) = await snapshot.fetch("SELECT count(*) FROM payments")
-        with Spool(due) as spool:
+        with Spool(due) as spool, _tamed_collector():
             await _read_payments(snapshot, spool, report, count, progress)
             for done in checkpoints.read(spool):
                 progress("checkpoints", done, due)
@@ -53,6 +55,20 @@ async def verify(
                 report.offend("", "checkpoints", Fault(CHECKPOINT, 0, f"seal {spool.twice} events twice"))
     report.seconds = time.monotonic() - started
     return report
+
+
+@contextmanager
+def _tamed_collector() -> Iterator[None]:
+    """Nothing that is made here refers to itself, and there is a lot of it: looking for circles after every 700 objects
+    takes a quarter of the time and finds none."""
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 async def _read_payments(

@@ -47,4 +47,5 @@ class PaymentConfig(ServiceConfig):
     """How old an event must be to be sealed, besides that no older transaction is under way. A transaction that begins
     is seen by the server's statistics within milliseconds."""
     seal_look_back_seconds: float = Field(default=3_600.0, ge=10, le=2_592_000)
-    """How far behind the last checkpoint the sealer looks, when it starts, for events that came late."""
+    """How far behind the last checkpoint the sealer looks, when it starts, for events that came late. Less far after a
+    rush: it remembers so many."""

@@ -49,8 +49,9 @@ FETCH_EVENTS = 1_000
 """Events that are read at once: some milliseconds of the event loop, which callers share."""
 LOOK_BACK_SECONDS = 10.0
 """How far behind what is sealed each round looks for events that came late."""
-REMEMBERED_MAX = 1_000_000
-"""Sealed events that are kept in memory, to tell late ones from them; 200 MB at most, and usually a few."""
+REMEMBERED_MAX = 200_000
+"""Sealed events that a start reads back, to tell late ones from them: some 50 MB for a moment. Where there were more
+within the time to look back, it looks back less far."""
 
 SEALED = Counter("paymesh_payment_sealed_events_total", "Events that this process has sealed.")
 SEAL_FAILURES = Counter("paymesh_payment_seal_failures_total", "Rounds of the sealer that failed.")
@@ -95,6 +96,10 @@ class Sealer:
                 SEAL_FAILURES.inc()
                 log.error("nothing was sealed: %s", error)  # noqa: TRY400 - it says what is wrong
                 self._begun = False  # what is in memory may not be what is on disk
+            except Exception:
+                SEAL_FAILURES.inc()
+                self._begun = False
+                raise
 
     async def seal_all(self) -> int:
         """Seal all that is behind the horizon. Returns how many events that were."""
