@@ -207,6 +207,19 @@ INVARIANTS: tuple[Invariant, ...] = (
         ),
     ),
     Invariant(
+        6,
+        "returns",
+        "what came back of a product is at most what had left with its reservation",
+        "returns with reservations",
+        (
+            Query(
+                service="inventory",
+                counted=("returns", queries.COUNT_RETURNS),
+                offending=(queries.RETURNS_APART,),
+            ),
+        ),
+    ),
+    Invariant(
         7,
         "orders-and-their-parts",
         "a completed order has its stock, its money and its shipment, each once; a compensated one holds nothing",
@@ -235,8 +248,9 @@ INVARIANTS: tuple[Invariant, ...] = (
             Query(
                 service="inventory",
                 offending=(
-                    queries.unanswered("ReserveStock"),
+                    queries.unanswered("ReserveStock", "ReturnStock"),
                     queries.without_effect("ReserveStock", "reservations", "reservation_id"),
+                    queries.without_effect("ReturnStock", "returns", "return_id"),
                 ),
             ),
             Query(

@@ -100,13 +100,28 @@ FROM products AS p FULL JOIN (
 WHERE coalesce(p.reserved, 0) <> coalesce(r.pieces, 0) OR p.reserved NOT BETWEEN 0 AND p.on_hand
 """
 
+# What came back of a reservation is at most what had left with it.
+COUNT_RETURNS = "SELECT count(*) FROM returns"
+RETURNS_APART = """
+SELECT merchant_id, reservation_id,
+       format('is %s for %s of %s, and %s came back', coalesce(r.state, 'unknown'),
+              coalesce((r.lines->>back.sku)::bigint, 0), back.sku, back.pieces)
+FROM (
+    SELECT merchant_id, reservation_id, line.key AS sku, sum(line.value::bigint) AS pieces
+    FROM returns, jsonb_each_text(lines) AS line GROUP BY 1, 2, 3
+) AS back LEFT JOIN reservations AS r USING (merchant_id, reservation_id)
+WHERE r.state IS DISTINCT FROM 'COMMITTED' OR back.pieces > coalesce((r.lines->>back.sku)::bigint, 0)
+   OR back.pieces <= 0
+"""
 
-def unanswered(method: str) -> str:
-    """Requests, of all methods but this one, without a stored answer. They are carried out in one transaction: nobody
+
+def unanswered(*methods: str) -> str:
+    """Requests, of all methods but these, without a stored answer. They are carried out in one transaction: nobody
     ever sees a key that is claimed and not answered."""
+    read_back = ", ".join(f"'{method}'" for method in methods)
     return f"""
 SELECT merchant_id, key, format('of %s (%s) was accepted and never answered', caller, method)
-FROM idempotency WHERE result IS NULL AND method <> '{method}'
+FROM idempotency WHERE result IS NULL AND method NOT IN ({read_back})
 """
 
 
@@ -176,6 +191,8 @@ UNION ALL
 SELECT merchant_id, reservation_id, 'paymesh.inventory.v1.' || CASE state
     WHEN 'RELEASED' THEN 'StockReleased' ELSE 'StockCommitted' END
 FROM reservations WHERE state <> 'RESERVED'
+UNION ALL
+SELECT merchant_id, return_id, 'paymesh.inventory.v1.StockReturned' FROM returns
 """)
 SHIPMENTS_ANNOUNCED_APART = announced_apart("""
 SELECT merchant_id, shipment_id AS id, 'paymesh.shipping.v1.ShipmentCreated' AS type FROM shipments

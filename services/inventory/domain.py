@@ -91,6 +91,37 @@ class Reservation:
     created_at_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Return:
+    """A wish to put goods of a reservation back on the shelf: pieces by sku, ascending."""
+
+    merchant_id: str
+    reservation_id: str
+    lines: Mapping[str, int]
+
+    @property
+    def reservation_key(self) -> tuple[str, str]:
+        """What the reservation is stored under."""
+        return (self.merchant_id, self.reservation_id)
+
+
+@dataclass(frozen=True, slots=True)
+class StockReturn:
+    """Goods of one reservation that came back."""
+
+    merchant_id: str
+    return_id: str
+    reservation_id: str
+    order_id: str
+    lines: Mapping[str, int]
+    created_at_ms: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is stored under."""
+        return (self.merchant_id, self.return_id)
+
+
 def new_product(wish: NewProduct) -> Product:
     """What `wish` becomes."""
     return Product(wish.merchant_id, wish.sku, wish.name, wish.initial_quantity, 0)
@@ -219,8 +250,68 @@ def no_reservation(reservation_id: str) -> NotFound:
     return NotFound("UNKNOWN_RESERVATION", f"there is no reservation {reservation_id!r}")
 
 
-def pieces(reservations: Iterable[Reservation]) -> dict[ProductKey, int]:
-    """Pieces by product over several reservations, ascending: hot products are touched once per set."""
+def take_back(
+    reservations: Mapping[tuple[str, str], Reservation],
+    earlier: Iterable[StockReturn],
+    wishes: Sequence[tuple[Return, str]],
+    now_ms: int,
+) -> list[StockReturn | PaymeshError]:
+    """Decide returns, each with the identifier that it would get, in order: all lines or none, and of no product more
+    than was committed and has not come back. `earlier` are all returns of these reservations so far."""
+    out = {key: dict(reservation.lines) for key, reservation in reservations.items()}
+    for made in earlier:
+        _come_back(out[made.merchant_id, made.reservation_id], made.lines)
+    decisions: list[StockReturn | PaymeshError] = []
+    for wish, return_id in wishes:
+        reservation = reservations.get(wish.reservation_key)
+        refusal = (
+            no_reservation(wish.reservation_id)
+            if reservation is None
+            else _not_to_be_returned(reservation, out[wish.reservation_key], wish)
+        )
+        if reservation is None or refusal is not None:
+            assert refusal is not None
+            decisions.append(refusal)
+            continue
+        _come_back(out[wish.reservation_key], wish.lines)
+        decisions.append(
+            StockReturn(
+                wish.merchant_id,
+                return_id,
+                wish.reservation_id,
+                reservation.order_id,
+                wish.lines,
+                now_ms,
+            )
+        )
+    return decisions
+
+
+def _come_back(out: dict[str, int], lines: Mapping[str, int]) -> None:
+    for sku, quantity in lines.items():
+        out[sku] -= quantity
+
+
+def _not_to_be_returned(reservation: Reservation, out: Mapping[str, int], wish: Return) -> Refused | None:
+    if reservation.state is not State.COMMITTED:
+        return Refused(
+            "RESERVATION_NOT_COMMITTED",
+            f"the goods have not left: reservation {wish.reservation_id!r} is {reservation.state}",
+            facts={"state": str(reservation.state)},
+        )
+    for sku, quantity in wish.lines.items():
+        left = out.get(sku, 0)
+        if left < quantity:
+            return Refused(
+                "RETURN_EXCEEDS_COMMITTED",
+                f"{quantity} of {sku!r} come back, {left} are out",
+                facts={"sku": sku, "returned": str(quantity), "out": str(left)},
+            )
+    return None
+
+
+def pieces(reservations: Iterable[Reservation | StockReturn]) -> dict[ProductKey, int]:
+    """Pieces by product over several reservations or returns, ascending: hot products are touched once per set."""
     totals: dict[ProductKey, int] = {}
     for reservation in reservations:
         for sku, quantity in reservation.lines.items():

@@ -9,11 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import orjson
 
-from services.inventory.domain import NewProduct, Product, ProductKey, Reservation, State
+from services.inventory.domain import NewProduct, Product, ProductKey, Reservation, State, StockReturn
 from services.kit.db import Database, Transaction
 
 _PRODUCT = "merchant_id, sku, name, on_hand, reserved"
 _RESERVATION = """merchant_id, reservation_id, order_id, lines::text, state,
+    (extract(epoch FROM created_at) * 1000)::bigint"""
+
+_RETURN = """merchant_id, return_id, reservation_id, order_id, lines::text,
     (extract(epoch FROM created_at) * 1000)::bigint"""
 
 
@@ -158,6 +161,57 @@ def save_ended(tx: Transaction, reservations: Sequence[Reservation]) -> None:
     )
 
 
+async def list_returns(tx: Transaction, keys: Iterable[tuple[str, str]]) -> list[StockReturn]:
+    """All returns of reservations, by (merchant, reservation id). Whoever has locked those may add to them."""
+    ordered = sorted(set(keys))
+    if not ordered:
+        return []
+    rows = await tx.fetch(
+        f"""
+        SELECT {_RETURN} FROM returns
+        WHERE (merchant_id, reservation_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
+        """,
+        {"merchants": [m for m, _ in ordered], "ids": [r for _, r in ordered]},
+    )
+    return [_stock_return(row) for row in rows]
+
+
+async def find_returns(tx: Transaction, keys: Sequence[tuple[str, str]]) -> list[StockReturn]:
+    """Returns by (merchant, return id)."""
+    rows = await tx.fetch(
+        f"""
+        SELECT {_RETURN} FROM returns
+        WHERE (merchant_id, return_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
+        """,
+        {"merchants": [m for m, _ in keys], "ids": [r for _, r in keys]},
+    )
+    return [_stock_return(row) for row in rows]
+
+
+def insert_returns(tx: Transaction, returns: Sequence[StockReturn]) -> None:
+    """Record returns of locked reservations."""
+    if not returns:
+        return
+    tx.later(
+        """
+        INSERT INTO returns (merchant_id, return_id, reservation_id, order_id, lines, created_at)
+        SELECT merchant_id, return_id, reservation_id, order_id, lines::jsonb,
+               timestamptz 'epoch' + created_at_ms * interval '1 millisecond'
+        FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(reservations)s::text[], %(orders)s::text[],
+                    %(lines)s::text[], %(created)s::bigint[])
+             AS new (merchant_id, return_id, reservation_id, order_id, lines, created_at_ms)
+        """,
+        {
+            "merchants": [r.merchant_id for r in returns],
+            "ids": [r.return_id for r in returns],
+            "reservations": [r.reservation_id for r in returns],
+            "orders": [r.order_id for r in returns],
+            "lines": [orjson.dumps(r.lines).decode() for r in returns],
+            "created": [r.created_at_ms for r in returns],
+        },
+    )
+
+
 async def find_product(database: Database, merchant_id: str, sku: str) -> Product | None:
     """One product."""
     rows = await database.fetch(
@@ -200,5 +254,18 @@ def _reservation(row: Sequence[object]) -> Reservation:
         str(order_id),
         pieces,
         State(str(state)),
+        int(str(created_at_ms)),
+    )
+
+
+def _stock_return(row: Sequence[object]) -> StockReturn:
+    merchant_id, return_id, reservation_id, order_id, lines, created_at_ms = row
+    pieces = dict(sorted(orjson.loads(str(lines)).items()))
+    return StockReturn(
+        str(merchant_id),
+        str(return_id),
+        str(reservation_id),
+        str(order_id),
+        pieces,
         int(str(created_at_ms)),
     )

@@ -234,6 +234,112 @@ async def test_a_missing_key_a_list_too_long_or_empty_and_broken_text_are_refuse
     assert await _stock(stub, "a") == (100, 0)
 
 
+async def _committed(stub: InventoryServiceStub, order: str, **lines: int) -> str:
+    """A reservation whose goods have left."""
+    made = await stub.ReserveStock(_reserve(order, **lines), metadata=with_key(f"{order}/reserve"))
+    reservation_id = made.reservation.reservation_id
+    commit = pb.CommitStockRequest(merchant_id=MERCHANT, reservation_id=reservation_id)
+    await stub.CommitStock(commit, metadata=with_key(f"{order}/commit"))
+    return reservation_id
+
+
+def _return(reservation_id: str, *lines: tuple[str, int]) -> pb.ReturnStockRequest:
+    return pb.ReturnStockRequest(
+        merchant_id=MERCHANT,
+        reservation_id=reservation_id,
+        lines=[pb.StockLine(sku=sku, quantity=quantity) for sku, quantity in lines],
+    )
+
+
+async def _returned(stub: InventoryServiceStub, key: str, request: pb.ReturnStockRequest) -> str:
+    """The reason of the refusal; empty when the goods are back."""
+    item = pb.ReturnStockItem(idempotency_key=key, request=request)
+    (result,) = (await stub.BatchReturnStock(pb.BatchReturnStockRequest(items=[item]))).results
+    return result.failure.reason
+
+
+async def test_goods_that_come_back_are_for_sale_again_and_never_more_than_left(
+    stub: InventoryServiceStub,
+) -> None:
+    await _product(stub, "a", 10)
+    await _product(stub, "b", 10)
+    reservation = await _committed(stub, "o1", a=4, b=1)
+    assert await _stock(stub, "a") == (6, 0)
+    answers = [
+        (
+            await stub.ReturnStock(_return(reservation, ("a", 1), ("a", 2)), metadata=with_key("k"))
+        ).stock_return
+        for _ in range(2)
+    ]
+    assert answers[0] == answers[1]
+    assert answers[0].return_id.startswith("ret_")
+    assert (answers[0].order_id, answers[0].reservation_id) == ("o1", reservation)
+    assert [(line.sku, line.quantity) for line in answers[0].lines] == [("a", 3)]
+    assert await _stock(stub, "a") == (9, 0)
+    for key, lines in (("k2", [("a", 2)]), ("k3", [("a", 1), ("b", 2)]), ("k4", [("c", 1)])):
+        assert await _returned(stub, key, _return(reservation, *lines)) == "RETURN_EXCEEDS_COMMITTED"
+        assert await _returned(stub, key, _return(reservation, *lines)) == "RETURN_EXCEEDS_COMMITTED"
+    assert (await _stock(stub, "a"), await _stock(stub, "b")) == ((9, 0), (9, 0)), "all lines or none"
+    assert await _returned(stub, "k5", _return(reservation, ("a", 1), ("b", 1))) == ""
+    assert (await _stock(stub, "a"), await _stock(stub, "b")) == ((10, 0), (10, 0))
+
+
+async def test_only_goods_that_have_left_come_back(stub: InventoryServiceStub) -> None:
+    await _product(stub, "a", 10)
+    held = (await stub.ReserveStock(_reserve("o1", a=4), metadata=with_key("k1"))).reservation.reservation_id
+    assert await _returned(stub, "r1", _return(held, ("a", 1))) == "RESERVATION_NOT_COMMITTED"
+    assert await _returned(stub, "r2", _return("res_nobodys", ("a", 1))) == "UNKNOWN_RESERVATION"
+    release = pb.ReleaseStockRequest(merchant_id=MERCHANT, reservation_id=held)
+    await stub.ReleaseStock(release, metadata=with_key("k2"))
+    assert await _returned(stub, "r3", _return(held, ("a", 1))) == "RESERVATION_NOT_COMMITTED"
+    assert await _stock(stub, "a") == (10, 0)
+
+
+async def test_of_many_returns_at_once_no_more_come_back_than_left(stub: InventoryServiceStub) -> None:
+    await _product(stub, "a", 10)
+    reservation = await _committed(stub, "o1", a=5)
+    calls = [stub.ReturnStock(_return(reservation, ("a", 1)), metadata=with_key(f"k{n}")) for n in range(30)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert sum(isinstance(result, pb.ReturnStockResponse) for result in results) == 5
+    assert await _stock(stub, "a") == (10, 0)
+
+
+async def test_one_key_fifty_times_at_once_returns_once_and_another_request_is_refused(
+    stub: InventoryServiceStub,
+) -> None:
+    await _product(stub, "a", 10)
+    reservation = await _committed(stub, "o1", a=5)
+    request = _return(reservation, ("a", 1))
+    answers = await asyncio.gather(*(stub.ReturnStock(request, metadata=with_key("k")) for _ in range(50)))
+    assert len({answer.stock_return.return_id for answer in answers}) == 1
+    assert await _stock(stub, "a") == (6, 0)
+    assert await _returned(stub, "k", _return(reservation, ("a", 2))) == "IDEMPOTENCY_KEY_REUSED"
+    items = [pb.ReturnStockItem(idempotency_key="twin", request=request) for _ in range(2)]
+    results = (await stub.BatchReturnStock(pb.BatchReturnStockRequest(items=items))).results
+    assert results[0].response == results[1].response
+    assert [result.replayed for result in results] == [False, True]
+    assert await _stock(stub, "a") == (7, 0)
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (_return(""), "reservation_id"),
+        (_return("res_1"), "lines"),
+        (_return("res_1", ("a", 0)), "lines[0].quantity"),
+        (_return("res_1", ("a", 1), ("", 1)), "lines[1].sku"),
+        (_return("res_1", *(("a", 1) for _ in range(1001))), "lines"),
+        (pb.ReturnStockRequest(reservation_id="r", lines=[pb.StockLine(sku="a", quantity=1)]), "merchant_id"),
+    ],
+)
+async def test_a_wrong_return_names_the_field(
+    stub: InventoryServiceStub, request_: pb.ReturnStockRequest, field: str
+) -> None:
+    item = pb.ReturnStockItem(idempotency_key="k", request=request_)
+    (result,) = (await stub.BatchReturnStock(pb.BatchReturnStockRequest(items=[item]))).results
+    assert field in [violation.field for violation in result.failure.violations]
+
+
 async def test_bytes_that_are_no_text_are_invalid(services: Services) -> None:
     process = services.start("inventory")
     async with grpc.aio.insecure_channel(process.target) as channel:

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
 from services.inventory import domain
-from services.inventory.domain import Delivery, NewProduct, Product, Reservation, Reserve, State
+from services.inventory.domain import (
+    Delivery,
+    NewProduct,
+    Product,
+    Reservation,
+    Reserve,
+    Return,
+    State,
+    StockReturn,
+)
 from services.kit.errors import NotFound, PaymeshError, Refused
 
 MERCHANTS = ("mer_1", "mer_2")
@@ -39,6 +48,8 @@ class Shelf:
     """The oracle. A piece is None while it is free, else the tag of who it is set aside for."""
 
     pieces: dict[tuple[str, str], list[str | None]] = field(default_factory=dict)
+    out: list[tuple[str, str, str]] = field(default_factory=list)
+    """Pieces that have left: (tag, merchant, sku) of each."""
 
     @classmethod
     def of(cls, stock: Mapping[tuple[str, str], Product]) -> Shelf:
@@ -61,8 +72,24 @@ class Shelf:
             shelf[:] = [new if piece == tag else piece for piece in shelf]
 
     def remove(self, tag: str) -> None:
-        for shelf in self.pieces.values():
+        for (merchant, sku), shelf in self.pieces.items():
+            self.out += [(tag, merchant, sku)] * shelf.count(tag)
             shelf[:] = [piece for piece in shelf if piece != tag]
+
+    def take_back(self, tag: str, wish: Return) -> bool:
+        """Carry pieces with this tag back one by one; where one is lacking, carry all out again."""
+        back: list[tuple[str, str, str]] = []
+        for sku, quantity in wish.lines.items():
+            for _ in range(quantity):
+                piece = (tag, wish.merchant_id, sku)
+                if piece not in self.out:
+                    self.out += back
+                    return False
+                self.out.remove(piece)
+                back.append(piece)
+        for _, merchant, sku in back:
+            self.pieces[merchant, sku].append(None)
+        return True
 
     def count(self, key: tuple[str, str]) -> tuple[int, int]:
         """(pieces there, pieces tagged)."""
@@ -226,6 +253,11 @@ def test_nothing_reserved_is_released_and_holds_nothing() -> None:
     assert domain.pieces([reservation]) == {}
 
 
+def test_a_return_of_a_reservation_that_is_not_there_is_not_found() -> None:
+    (decision,) = domain.take_back({}, [], [(Return("mer_1", "res_1", {"a": 1}), "ret_1")], 1)
+    assert isinstance(decision, NotFound)
+
+
 class Warehouse(RuleBasedStateMachine):
     """Any sequence of sets, kept by the domain's decisions on one side and by hand on the other."""
 
@@ -236,6 +268,7 @@ class Warehouse(RuleBasedStateMachine):
         self.stock = {(m, s): domain.new_product(NewProduct(m, s, s, 4)) for m in MERCHANTS for s in SKUS}
         self.shelf = Shelf.of(self.stock)
         self.booked: dict[tuple[str, str], Reservation] = {}
+        self.returned: list[StockReturn] = []
         self.born = 0
 
     @rule(target=reservations, wanted=st.lists(wishes, min_size=1, max_size=6))
@@ -265,6 +298,28 @@ class Warehouse(RuleBasedStateMachine):
         pieces = _negative(domain.pieces(gone))
         self.stock = _with(self.stock, on_hand=pieces, reserved=pieces)
 
+    @rule(wanted=st.lists(st.tuples(reservations, lines), min_size=1, max_size=6))
+    def take_back(self, wanted: list[tuple[tuple[str, str], dict[str, int]]]) -> None:
+        wishes = [(Return(*key, pieces), f"ret_{self.born}_{n}") for n, (key, pieces) in enumerate(wanted)]
+        self.born += 1
+        known = {key: self.booked[key] for key, _ in wanted}
+        earlier = [r for r in self.returned if (r.merchant_id, r.reservation_id) in known]
+        decisions = domain.take_back(known, earlier, wishes, 7)
+        for (wish, return_id), decision in zip(wishes, decisions, strict=True):
+            if self.booked[wish.reservation_key].state is not State.COMMITTED:
+                assert isinstance(decision, Refused)
+                assert decision.reason == "RESERVATION_NOT_COMMITTED"
+            elif self.shelf.take_back(wish.reservation_id, wish):
+                assert isinstance(decision, StockReturn)
+                assert (decision.key, decision.lines) == ((wish.merchant_id, return_id), wish.lines)
+                assert decision.order_id == self.booked[wish.reservation_key].order_id
+            else:
+                assert isinstance(decision, Refused)
+                assert decision.reason == "RETURN_EXCEEDS_COMMITTED"
+        made = [d for d in decisions if isinstance(d, StockReturn)]
+        self.returned += made
+        self.stock = _with(self.stock, on_hand=domain.pieces(made))
+
     @rule(merchant=merchants, sku=st.sampled_from(SKUS), quantity=st.integers(1, 5))
     def deliver(self, merchant: str, sku: str, quantity: int) -> None:
         (product,) = domain.deliver(self.stock, [Delivery(merchant, sku, quantity)])
@@ -277,6 +332,13 @@ class Warehouse(RuleBasedStateMachine):
         for key, product in self.stock.items():
             assert 0 <= product.reserved <= product.on_hand
             assert (product.on_hand, product.reserved) == self.shelf.count(key)
+
+    @invariant()
+    def no_more_comes_back_than_was_committed(self) -> None:
+        for key, reservation in self.booked.items():
+            returns = [r for r in self.returned if (r.merchant_id, r.reservation_id) == key]
+            for (_, sku), quantity in domain.pieces(returns).items():
+                assert quantity <= reservation.lines[sku]
 
     @invariant()
     def reserved_stock_is_the_sum_of_open_reservations(self) -> None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from paymesh.inventory.v1 import inventory_pb2 as paymesh_dot_inventory_dot_v1_dot_inventory__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!paymesh/inventory/v1/events.proto\x12\x14paymesh.inventory.v1\x1a$paymesh/inventory/v1/inventory.proto\"G\n\rStockReserved\x12\x36\n\x0breservation\x18\x01 \x01(\x0b\x32!.paymesh.inventory.v1.Reservation\"G\n\rStockReleased\x12\x36\n\x0breservation\x18\x01 \x01(\x0b\x32!.paymesh.inventory.v1.Reservation\"H\n\x0eStockCommitted\x12\x36\n\x0breservation\x18\x01 \x01(\x0b\x32!.paymesh.inventory.v1.Reservationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!paymesh/inventory/v1/events.proto\x12\x14paymesh.inventory.v1\x1a$paymesh/inventory/v1/inventory.proto\"G\n\rStockReserved\x12\x36\n\x0breservation\x18\x01 \x01(\x0b\x32!.paymesh.inventory.v1.Reservation\"G\n\rStockReleased\x12\x36\n\x0breservation\x18\x01 \x01(\x0b\x32!.paymesh.inventory.v1.Reservation\"H\n\x0eStockCommitted\x12\x36\n\x0breservation\x18\x01 \x01(\x0b\x32!.paymesh.inventory.v1.Reservation\"H\n\rStockReturned\x12\x37\n\x0cstock_return\x18\x01 \x01(\x0b\x32!.paymesh.inventory.v1.StockReturnb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,4 +38,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STOCKRELEASED']._serialized_end=241
   _globals['_STOCKCOMMITTED']._serialized_start=243
   _globals['_STOCKCOMMITTED']._serialized_end=315
+  _globals['_STOCKRETURNED']._serialized_start=317
+  _globals['_STOCKRETURNED']._serialized_end=389
 # @@protoc_insertion_point(module_scope)

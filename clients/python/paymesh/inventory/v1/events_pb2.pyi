@@ -88,3 +88,27 @@ class StockCommitted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StockCommitted: _TypeAlias = StockCommitted  # noqa: Y015
+
+@_typing.final
+class StockReturned(_message.Message):
+    """Announced when goods that came back were put on the shelf again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STOCK_RETURN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stock_return(self) -> _inventory_pb2.StockReturn:
+        """What was put back."""
+
+    def __init__(
+        self,
+        *,
+        stock_return: _inventory_pb2.StockReturn | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stock_return", b"stock_return"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stock_return", b"stock_return"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StockReturned: _TypeAlias = StockReturned  # noqa: Y015

@@ -162,6 +162,52 @@ class Reservation(_message.Message):
 Global___Reservation: _TypeAlias = Reservation  # noqa: Y015
 
 @_typing.final
+class StockReturn(_message.Message):
+    """Goods of one reservation that came back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    RETURN_ID_FIELD_NUMBER: _builtins.int
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """The merchant."""
+    return_id: _builtins.str
+    """Identifier, "ret_…"."""
+    reservation_id: _builtins.str
+    """The reservation that they had been committed from."""
+    order_id: _builtins.str
+    """The order that they had been sold by."""
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___StockLine]:
+        """What came back, one line per sku, ascending."""
+
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When they were put back."""
+
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        return_id: _builtins.str = ...,
+        reservation_id: _builtins.str = ...,
+        order_id: _builtins.str = ...,
+        lines: _abc.Iterable[Global___StockLine] | None = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "lines", b"lines", "merchant_id", b"merchant_id", "order_id", b"order_id", "reservation_id", b"reservation_id", "return_id", b"return_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StockReturn: _TypeAlias = StockReturn  # noqa: Y015
+
+@_typing.final
 class CreateProductRequest(_message.Message):
     """See CreateProduct."""
 
@@ -1124,6 +1170,178 @@ class BatchCommitStockResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchCommitStockResponse: _TypeAlias = BatchCommitStockResponse  # noqa: Y015
+
+@_typing.final
+class ReturnStockRequest(_message.Message):
+    """See ReturnStock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """The merchant, 1 to 64 characters."""
+    reservation_id: _builtins.str
+    """The reservation, 1 to 64 characters."""
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___StockLine]:
+        """What came back: 1 to 1,000 lines."""
+
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        reservation_id: _builtins.str = ...,
+        lines: _abc.Iterable[Global___StockLine] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "merchant_id", b"merchant_id", "reservation_id", b"reservation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnStockRequest: _TypeAlias = ReturnStockRequest  # noqa: Y015
+
+@_typing.final
+class ReturnStockResponse(_message.Message):
+    """See ReturnStock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STOCK_RETURN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stock_return(self) -> Global___StockReturn:
+        """What was put back."""
+
+    def __init__(
+        self,
+        *,
+        stock_return: Global___StockReturn | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stock_return", b"stock_return"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stock_return", b"stock_return"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnStockResponse: _TypeAlias = ReturnStockResponse  # noqa: Y015
+
+@_typing.final
+class ReturnStockItem(_message.Message):
+    """One ReturnStock in a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Idempotency key of this item, 1 to 255 printable ASCII characters."""
+    traceparent: _builtins.str
+    """W3C traceparent of this item; empty when it is not traced."""
+    @_builtins.property
+    def request(self) -> Global___ReturnStockRequest:
+        """The command."""
+
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+        request: Global___ReturnStockRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "request", b"request", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnStockItem: _TypeAlias = ReturnStockItem  # noqa: Y015
+
+@_typing.final
+class ReturnStockResult(_message.Message):
+    """What became of one ReturnStock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True when the outcome is that of an earlier call with the key."""
+    @_builtins.property
+    def response(self) -> Global___ReturnStockResponse:
+        """It was done, now or by an earlier call with the key."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """It was not."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___ReturnStockResponse | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "replayed", b"replayed", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___ReturnStockResult: _TypeAlias = ReturnStockResult  # noqa: Y015
+
+@_typing.final
+class BatchReturnStockRequest(_message.Message):
+    """See BatchReturnStock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReturnStockItem]:
+        """1 to 1,000 commands."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___ReturnStockItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchReturnStockRequest: _TypeAlias = BatchReturnStockRequest  # noqa: Y015
+
+@_typing.final
+class BatchReturnStockResponse(_message.Message):
+    """See BatchReturnStock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReturnStockResult]:
+        """One per item, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ReturnStockResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchReturnStockResponse: _TypeAlias = BatchReturnStockResponse  # noqa: Y015
 
 @_typing.final
 class GetReservationRequest(_message.Message):

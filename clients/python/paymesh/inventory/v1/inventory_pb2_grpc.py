@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class InventoryServiceStub:
     """Owns products and their stock. Stock is set aside by a reservation, given
-    back by a release and taken for good by a commit. It is never oversold.
+    back by a release and taken for good by a commit; what customers send back
+    is put on the shelf again by a return. It is never oversold.
 
     Every mutating call carries an idempotency key: the metadata
     `idempotency-key` on a single call, a field per item in a batch. Repeating a
@@ -103,6 +104,16 @@ class InventoryServiceStub:
                 request_serializer=paymesh_dot_inventory_dot_v1_dot_inventory__pb2.BatchCommitStockRequest.SerializeToString,
                 response_deserializer=paymesh_dot_inventory_dot_v1_dot_inventory__pb2.BatchCommitStockResponse.FromString,
                 _registered_method=True)
+        self.ReturnStock = channel.unary_unary(
+                '/paymesh.inventory.v1.InventoryService/ReturnStock',
+                request_serializer=paymesh_dot_inventory_dot_v1_dot_inventory__pb2.ReturnStockRequest.SerializeToString,
+                response_deserializer=paymesh_dot_inventory_dot_v1_dot_inventory__pb2.ReturnStockResponse.FromString,
+                _registered_method=True)
+        self.BatchReturnStock = channel.unary_unary(
+                '/paymesh.inventory.v1.InventoryService/BatchReturnStock',
+                request_serializer=paymesh_dot_inventory_dot_v1_dot_inventory__pb2.BatchReturnStockRequest.SerializeToString,
+                response_deserializer=paymesh_dot_inventory_dot_v1_dot_inventory__pb2.BatchReturnStockResponse.FromString,
+                _registered_method=True)
         self.GetReservation = channel.unary_unary(
                 '/paymesh.inventory.v1.InventoryService/GetReservation',
                 request_serializer=paymesh_dot_inventory_dot_v1_dot_inventory__pb2.GetReservationRequest.SerializeToString,
@@ -112,7 +123,8 @@ class InventoryServiceStub:
 
 class InventoryServiceServicer:
     """Owns products and their stock. Stock is set aside by a reservation, given
-    back by a release and taken for good by a commit. It is never oversold.
+    back by a release and taken for good by a commit; what customers send back
+    is put on the shelf again by a return. It is never oversold.
 
     Every mutating call carries an idempotency key: the metadata
     `idempotency-key` on a single call, a field per item in a batch. Repeating a
@@ -217,6 +229,28 @@ class InventoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReturnStock(self, request, context):
+        """Puts goods that came back on the shelf again: all lines or none, once or
+        several times for one reservation, and never more of a product than was
+        committed. A repeat with the key returns the first result and adds nothing
+        more; a second call with another key is another return. It cannot be
+        undone: whoever calls it has the goods. Refused with
+        RESERVATION_NOT_COMMITTED (the goods have not left) or
+        RETURN_EXCEEDS_COMMITTED (more of a product than is still out, or a product
+        that the reservation does not have). NOT_FOUND for an unknown reservation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchReturnStock(self, request, context):
+        """ReturnStock for a list. Items for the same reservation are decided in the
+        order of the list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetReservation(self, request, context):
         """One reservation. NOT_FOUND when there is none.
         """
@@ -287,6 +321,16 @@ def add_InventoryServiceServicer_to_server(servicer, server):
                     request_deserializer=paymesh_dot_inventory_dot_v1_dot_inventory__pb2.BatchCommitStockRequest.FromString,
                     response_serializer=paymesh_dot_inventory_dot_v1_dot_inventory__pb2.BatchCommitStockResponse.SerializeToString,
             ),
+            'ReturnStock': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReturnStock,
+                    request_deserializer=paymesh_dot_inventory_dot_v1_dot_inventory__pb2.ReturnStockRequest.FromString,
+                    response_serializer=paymesh_dot_inventory_dot_v1_dot_inventory__pb2.ReturnStockResponse.SerializeToString,
+            ),
+            'BatchReturnStock': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchReturnStock,
+                    request_deserializer=paymesh_dot_inventory_dot_v1_dot_inventory__pb2.BatchReturnStockRequest.FromString,
+                    response_serializer=paymesh_dot_inventory_dot_v1_dot_inventory__pb2.BatchReturnStockResponse.SerializeToString,
+            ),
             'GetReservation': grpc.unary_unary_rpc_method_handler(
                     servicer.GetReservation,
                     request_deserializer=paymesh_dot_inventory_dot_v1_dot_inventory__pb2.GetReservationRequest.FromString,
@@ -302,7 +346,8 @@ def add_InventoryServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class InventoryService:
     """Owns products and their stock. Stock is set aside by a reservation, given
-    back by a release and taken for good by a commit. It is never oversold.
+    back by a release and taken for good by a commit; what customers send back
+    is put on the shelf again by a return. It is never oversold.
 
     Every mutating call carries an idempotency key: the metadata
     `idempotency-key` on a single call, a field per item in a batch. Repeating a
@@ -626,6 +671,60 @@ class InventoryService:
             '/paymesh.inventory.v1.InventoryService/BatchCommitStock',
             paymesh_dot_inventory_dot_v1_dot_inventory__pb2.BatchCommitStockRequest.SerializeToString,
             paymesh_dot_inventory_dot_v1_dot_inventory__pb2.BatchCommitStockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReturnStock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.inventory.v1.InventoryService/ReturnStock',
+            paymesh_dot_inventory_dot_v1_dot_inventory__pb2.ReturnStockRequest.SerializeToString,
+            paymesh_dot_inventory_dot_v1_dot_inventory__pb2.ReturnStockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchReturnStock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.inventory.v1.InventoryService/BatchReturnStock',
+            paymesh_dot_inventory_dot_v1_dot_inventory__pb2.BatchReturnStockRequest.SerializeToString,
+            paymesh_dot_inventory_dot_v1_dot_inventory__pb2.BatchReturnStockResponse.FromString,
             options,
             channel_credentials,
             insecure,

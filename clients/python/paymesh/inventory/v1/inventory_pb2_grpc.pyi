@@ -13,7 +13,8 @@ GRPC_VERSION: str
 
 class InventoryServiceStub:
     """Owns products and their stock. Stock is set aside by a reservation, given
-    back by a release and taken for good by a commit. It is never oversold.
+    back by a release and taken for good by a commit; what customers send back
+    is put on the shelf again by a return. It is never oversold.
 
     Every mutating call carries an idempotency key: the metadata
     `idempotency-key` on a single call, a field per item in a batch. Repeating a
@@ -65,12 +66,27 @@ class InventoryServiceStub:
     """
     BatchCommitStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.BatchCommitStockRequest, _inventory_pb2.BatchCommitStockResponse]
     """CommitStock for a list."""
+    ReturnStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.ReturnStockRequest, _inventory_pb2.ReturnStockResponse]
+    """Puts goods that came back on the shelf again: all lines or none, once or
+    several times for one reservation, and never more of a product than was
+    committed. A repeat with the key returns the first result and adds nothing
+    more; a second call with another key is another return. It cannot be
+    undone: whoever calls it has the goods. Refused with
+    RESERVATION_NOT_COMMITTED (the goods have not left) or
+    RETURN_EXCEEDS_COMMITTED (more of a product than is still out, or a product
+    that the reservation does not have). NOT_FOUND for an unknown reservation.
+    """
+    BatchReturnStock: _aio.UnaryUnaryMultiCallable[_inventory_pb2.BatchReturnStockRequest, _inventory_pb2.BatchReturnStockResponse]
+    """ReturnStock for a list. Items for the same reservation are decided in the
+    order of the list.
+    """
     GetReservation: _aio.UnaryUnaryMultiCallable[_inventory_pb2.GetReservationRequest, _inventory_pb2.GetReservationResponse]
     """One reservation. NOT_FOUND when there is none."""
 
 class InventoryServiceServicer:
     """Owns products and their stock. Stock is set aside by a reservation, given
-    back by a release and taken for good by a commit. It is never oversold.
+    back by a release and taken for good by a commit; what customers send back
+    is put on the shelf again by a return. It is never oversold.
 
     Every mutating call carries an idempotency key: the metadata
     `idempotency-key` on a single call, a field per item in a batch. Repeating a
@@ -180,6 +196,30 @@ class InventoryServiceServicer:
         context: _aio.ServicerContext[_inventory_pb2.BatchCommitStockRequest, _abc.Awaitable[_inventory_pb2.BatchCommitStockResponse]],
     ) -> _abc.Awaitable[_inventory_pb2.BatchCommitStockResponse]:
         """CommitStock for a list."""
+
+    def ReturnStock(
+        self,
+        request: _inventory_pb2.ReturnStockRequest,
+        context: _aio.ServicerContext[_inventory_pb2.ReturnStockRequest, _abc.Awaitable[_inventory_pb2.ReturnStockResponse]],
+    ) -> _abc.Awaitable[_inventory_pb2.ReturnStockResponse]:
+        """Puts goods that came back on the shelf again: all lines or none, once or
+        several times for one reservation, and never more of a product than was
+        committed. A repeat with the key returns the first result and adds nothing
+        more; a second call with another key is another return. It cannot be
+        undone: whoever calls it has the goods. Refused with
+        RESERVATION_NOT_COMMITTED (the goods have not left) or
+        RETURN_EXCEEDS_COMMITTED (more of a product than is still out, or a product
+        that the reservation does not have). NOT_FOUND for an unknown reservation.
+        """
+
+    def BatchReturnStock(
+        self,
+        request: _inventory_pb2.BatchReturnStockRequest,
+        context: _aio.ServicerContext[_inventory_pb2.BatchReturnStockRequest, _abc.Awaitable[_inventory_pb2.BatchReturnStockResponse]],
+    ) -> _abc.Awaitable[_inventory_pb2.BatchReturnStockResponse]:
+        """ReturnStock for a list. Items for the same reservation are decided in the
+        order of the list.
+        """
 
     def GetReservation(
         self,

@@ -8,7 +8,19 @@ from typing import Any
 from paymesh.inventory.v1 import events_pb2
 from paymesh.inventory.v1 import inventory_pb2 as pb
 from services.inventory import domain, store
-from services.inventory.domain import ByKey, Delivery, End, NewProduct, Product, Reservation, Reserve
+from services.inventory.domain import (
+    ByKey,
+    Delivery,
+    End,
+    NewProduct,
+    Product,
+    Reservation,
+    Reserve,
+    Return,
+    StockReturn,
+)
+from services.inventory.service import messages
+from services.inventory.service.messages import product_message, reservation_message
 from services.kit.checks import Checks, page_size
 from services.kit.clock import now_ms
 from services.kit.db import Database, Transaction
@@ -18,20 +30,10 @@ from services.kit.idempotency import Identity, bar, run_set
 from services.kit.outbox import Announcement, announce
 from services.kit.rpc.method import SetMethod
 from services.kit.rpc.stored import Pack
-from services.kit.rpc.values import write_timestamp
 from services.kit.sets import Answer, Command, Failed, Outcome
 from services.kit.telemetry import traceparent_of
 
 NAME = "paymesh.inventory.v1.InventoryService"
-LINES_MAX = 1_000
-QUANTITY_MAX = 1_000_000
-STOCK_MAX = 1_000_000_000
-
-_STATES = {
-    domain.State.RESERVED: pb.RESERVATION_STATE_RESERVED,
-    domain.State.RELEASED: pb.RESERVATION_STATE_RELEASED,
-    domain.State.COMMITTED: pb.RESERVATION_STATE_COMMITTED,
-}
 
 
 class InventoryService:
@@ -40,40 +42,52 @@ class InventoryService:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._reserved = Pack(pb.ReserveStockResponse, _recall)
+        self._returned = Pack(pb.ReturnStockResponse, _recall_returns)
         create = SetMethod(
             f"{NAME}/CreateProduct",
-            parse=_new_product,
+            parse=messages.new_product,
             handle=self._create,
             batch_response=pb.BatchCreateProductsResponse,
         )
         add = SetMethod(
-            f"{NAME}/AddStock", parse=_delivery, handle=self._add, batch_response=pb.BatchAddStockResponse
+            f"{NAME}/AddStock",
+            parse=messages.delivery,
+            handle=self._add,
+            batch_response=pb.BatchAddStockResponse,
         )
         reserve = SetMethod(
             f"{NAME}/ReserveStock",
-            parse=_reserve,
+            parse=messages.reserve_wish,
             handle=self._reserve,
             batch_response=pb.BatchReserveStockResponse,
             id_prefix="res",
         )
         release = SetMethod(
             f"{NAME}/ReleaseStock",
-            parse=_release,
+            parse=messages.release_wish,
             handle=self._release,
             batch_response=pb.BatchReleaseStockResponse,
         )
         commit = SetMethod(
             f"{NAME}/CommitStock",
-            parse=_commit,
+            parse=messages.commit_wish,
             handle=self._commit,
             batch_response=pb.BatchCommitStockResponse,
+        )
+        take_back = SetMethod(
+            f"{NAME}/ReturnStock",
+            parse=messages.return_wish,
+            handle=self._return,
+            batch_response=pb.BatchReturnStockResponse,
+            id_prefix="ret",
         )
         self.CreateProduct, self.BatchCreateProducts = create.single, create.batch
         self.AddStock, self.BatchAddStock = add.single, add.batch
         self.ReserveStock, self.BatchReserveStock = reserve.single, reserve.batch
         self.ReleaseStock, self.BatchReleaseStock = release.single, release.batch
         self.CommitStock, self.BatchCommitStock = commit.single, commit.batch
-        self._methods = (create, add, reserve, release, commit)
+        self.ReturnStock, self.BatchReturnStock = take_back.single, take_back.batch
+        self._methods = (create, add, reserve, release, commit, take_back)
 
     async def drain(self) -> None:
         """Wait until everything accepted has been carried out."""
@@ -89,7 +103,7 @@ class InventoryService:
             first = {(c.merchant_id, c.request.sku): c for c in reversed(fresh)}
             created = await store.insert_products(tx, [first[key].request for key in sorted(first)])
             return [
-                Answer(pb.CreateProductResponse(product=_product(domain.new_product(c.request))))
+                Answer(pb.CreateProductResponse(product=product_message(domain.new_product(c.request))))
                 if first[(c.merchant_id, c.request.sku)] is c and (c.merchant_id, c.request.sku) in created
                 else Failed(domain.product_exists(c.request.sku))
                 for c in fresh
@@ -108,7 +122,9 @@ class InventoryService:
             after = {(p.merchant_id, p.sku): p for p in decisions if isinstance(p, Product)}
             store.save_stock(tx, {key: p.on_hand - before[key].on_hand for key, p in after.items()}, {})
             return [
-                Answer(pb.AddStockResponse(product=_product(d))) if isinstance(d, Product) else Failed(d)
+                Answer(pb.AddStockResponse(product=product_message(d)))
+                if isinstance(d, Product)
+                else Failed(d)
                 for d in decisions
             ]
 
@@ -136,7 +152,7 @@ class InventoryService:
                     wish.reservation_id, domain.order_is_taken(wish, lost)
                 )
                 if refusal is None:
-                    message = _reservation(wish)
+                    message = reservation_message(wish)
                     outcomes.append(Answer(pb.ReserveStockResponse(reservation=message)))
                     announcements.append(
                         _announcement(command, events_pb2.StockReserved(reservation=message))
@@ -165,7 +181,9 @@ class InventoryService:
                 if decision is None and isinstance(command.request.target, ByKey):
                     decision = domain.nothing_reserved(command.merchant_id)
                 if isinstance(decision, Reservation):
-                    outcomes.append(Answer(pb.ReleaseStockResponse(reservation=_reservation(decision))))
+                    outcomes.append(
+                        Answer(pb.ReleaseStockResponse(reservation=reservation_message(decision)))
+                    )
                 else:
                     outcomes.append(Failed(decision or domain.no_reservation(str(command.request.target))))
             announce(tx, _ended(fresh, decisions, freed, events_pb2.StockReleased))
@@ -187,7 +205,7 @@ class InventoryService:
             store.save_stock(tx, pieces, pieces)
             announce(tx, _ended(fresh, decisions, gone, events_pb2.StockCommitted))
             return [
-                Answer(pb.CommitStockResponse(reservation=_reservation(d)))
+                Answer(pb.CommitStockResponse(reservation=reservation_message(d)))
                 if isinstance(d, Reservation)
                 else Failed(d or domain.no_reservation(str(c.request.target)))
                 for c, d in zip(fresh, decisions, strict=True)
@@ -197,6 +215,38 @@ class InventoryService:
             self._database, "CommitStock", commands, work, Pack(pb.CommitStockResponse), deadline
         )
 
+    async def _return(
+        self, commands: Sequence[Command[Return]], deadline: Deadline
+    ) -> list[Outcome[pb.ReturnStockResponse]]:
+        async def work(
+            tx: Transaction, fresh: list[Command[Return]]
+        ) -> list[Outcome[pb.ReturnStockResponse]]:
+            keys = [c.request.reservation_key for c in fresh]
+            reservations = await store.lock_reservations(tx, keys)
+            earlier = await store.list_returns(tx, reservations)
+            wishes = [(c.request, c.resource_id) for c in fresh]
+            decisions = domain.take_back(reservations, earlier, wishes, now_ms())
+            made = [d for d in decisions if isinstance(d, StockReturn)]
+            store.insert_returns(tx, made)
+            pieces = domain.pieces(made)
+            await store.lock_products(tx, pieces)
+            store.save_stock(tx, pieces, {})
+            outcomes: list[Outcome[pb.ReturnStockResponse]] = []
+            announcements = []
+            for command, decision in zip(fresh, decisions, strict=True):
+                if isinstance(decision, StockReturn):
+                    message = messages.return_message(decision)
+                    outcomes.append(Answer(pb.ReturnStockResponse(stock_return=message)))
+                    event = events_pb2.StockReturned(stock_return=message)
+                    trace = traceparent_of(command.span)
+                    announcements.append(Announcement(*decision.key, event, trace))
+                else:
+                    outcomes.append(Failed(decision))
+            announce(tx, announcements)
+            return outcomes
+
+        return await run_set(self._database, "ReturnStock", commands, work, self._returned, deadline)
+
     async def GetProduct(self, request: pb.GetProductRequest, context: Any) -> pb.GetProductResponse:
         checks = Checks()
         checks.text("merchant_id", request.merchant_id)
@@ -205,7 +255,7 @@ class InventoryService:
         product = await store.find_product(self._database, request.merchant_id, request.sku)
         if product is None:
             raise NotFound("UNKNOWN_PRODUCT", f"there is no product {request.sku!r}")
-        return pb.GetProductResponse(product=_product(product))
+        return pb.GetProductResponse(product=product_message(product))
 
     async def ListProducts(self, request: pb.ListProductsRequest, context: Any) -> pb.ListProductsResponse:
         checks = Checks()
@@ -215,7 +265,9 @@ class InventoryService:
         size = page_size(request.page_size)
         page = await store.list_products(self._database, request.merchant_id, request.page_token, size + 1)
         more = page[size - 1].sku if len(page) > size else ""
-        return pb.ListProductsResponse(products=[_product(p) for p in page[:size]], next_page_token=more)
+        return pb.ListProductsResponse(
+            products=[product_message(p) for p in page[:size]], next_page_token=more
+        )
 
     async def GetReservation(
         self, request: pb.GetReservationRequest, context: Any
@@ -229,7 +281,7 @@ class InventoryService:
         )
         if reservation is None:
             raise domain.no_reservation(request.reservation_id)
-        return pb.GetReservationResponse(reservation=_reservation(reservation))
+        return pb.GetReservationResponse(reservation=reservation_message(reservation))
 
 
 async def _recall(
@@ -238,61 +290,19 @@ async def _recall(
     """The answers of ReserveStock, whatever has become of the reservations since."""
     made = await store.lock_reservations(tx, keys)
     return {
-        key: pb.ReserveStockResponse(reservation=_reservation(domain.as_made(r))) for key, r in made.items()
+        key: pb.ReserveStockResponse(reservation=reservation_message(domain.as_made(r)))
+        for key, r in made.items()
     }
 
 
-def _new_product(request: pb.CreateProductRequest) -> NewProduct:
-    checks = Checks()
-    checks.text("merchant_id", request.merchant_id)
-    checks.text("sku", request.sku)
-    checks.text("name", request.name, max_length=200, optional=True)
-    checks.number("initial_quantity", request.initial_quantity, at_least=0, at_most=STOCK_MAX)
-    checks.done()
-    return NewProduct(request.merchant_id, request.sku, request.name, request.initial_quantity)
-
-
-def _delivery(request: pb.AddStockRequest) -> Delivery:
-    checks = Checks()
-    checks.text("merchant_id", request.merchant_id)
-    checks.text("sku", request.sku)
-    checks.number("quantity", request.quantity, at_least=1, at_most=STOCK_MAX)
-    checks.done()
-    return Delivery(request.merchant_id, request.sku, request.quantity)
-
-
-def _reserve(request: pb.ReserveStockRequest) -> Reserve:
-    checks = Checks()
-    checks.text("merchant_id", request.merchant_id)
-    checks.text("order_id", request.order_id)
-    checks.number("lines", len(request.lines), at_least=1, at_most=LINES_MAX)
-    for place, line in enumerate(request.lines[:LINES_MAX]):
-        checks.text(f"lines[{place}].sku", line.sku)
-        checks.number(f"lines[{place}].quantity", line.quantity, at_least=1, at_most=QUANTITY_MAX)
-    checks.done()
-    lines = domain.merge_lines((line.sku, line.quantity) for line in request.lines)
-    return Reserve(request.merchant_id, request.order_id, lines)
-
-
-def _release(request: pb.ReleaseStockRequest) -> End:
-    checks = Checks()
-    checks.text("merchant_id", request.merchant_id)
-    which = request.WhichOneof("target")
-    if which == "reserve_key":
-        checks.text("reserve_key", request.reserve_key, max_length=255)
-    else:
-        checks.text("reservation_id", request.reservation_id)
-    checks.done()
-    by_key = which == "reserve_key"
-    return End(request.merchant_id, ByKey(request.reserve_key) if by_key else request.reservation_id)
-
-
-def _commit(request: pb.CommitStockRequest) -> End:
-    checks = Checks()
-    checks.text("merchant_id", request.merchant_id)
-    checks.text("reservation_id", request.reservation_id)
-    checks.done()
-    return End(request.merchant_id, request.reservation_id)
+async def _recall_returns(
+    tx: Transaction, keys: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], pb.ReturnStockResponse]:
+    """The answers of ReturnStock."""
+    return {
+        made.key: pb.ReturnStockResponse(stock_return=messages.return_message(made))
+        for made in await store.find_returns(tx, keys)
+    }
 
 
 def _do_key(command: Command[End]) -> Identity:
@@ -307,31 +317,6 @@ def _reservation_id(command: Command[End], arrived: Mapping[Identity, str]) -> s
     return arrived.get(_do_key(command), "") if isinstance(target, ByKey) else target
 
 
-def _product(product: Product) -> pb.Product:
-    return pb.Product(
-        merchant_id=product.merchant_id,
-        sku=product.sku,
-        name=product.name,
-        on_hand_quantity=product.on_hand,
-        reserved_quantity=product.reserved,
-    )
-
-
-def _reservation(reservation: Reservation) -> pb.Reservation:
-    message = pb.Reservation(
-        merchant_id=reservation.merchant_id,
-        reservation_id=reservation.reservation_id,
-        order_id=reservation.order_id,
-        state=_STATES[reservation.state],
-    )
-    lines = message.lines
-    for sku, quantity in reservation.lines.items():
-        lines.add(sku=sku, quantity=quantity)
-    if reservation.created_at_ms:
-        write_timestamp(message.created_at, reservation.created_at_ms)
-    return message
-
-
 def _announcement(command: Command[Any], event: Any) -> Announcement:
     reservation: pb.Reservation = event.reservation
     return Announcement(command.merchant_id, reservation.reservation_id, event, traceparent_of(command.span))
@@ -342,4 +327,4 @@ def _ended(
 ) -> list[Announcement]:
     """One announcement per reservation that changed, with the trace of the command that changed it."""
     by = {id(d): c for c, d in zip(reversed(commands), reversed(decisions), strict=True)}
-    return [_announcement(by[id(r)], event(reservation=_reservation(r))) for r in changed]
+    return [_announcement(by[id(r)], event(reservation=reservation_message(r))) for r in changed]
