@@ -4,6 +4,7 @@ A saga is a set of steps, each with a do and an undo. A step starts when all ste
 steps without an edge between them run side by side. When a step is refused, or is given up after its last attempt,
 the saga turns back: every step that was done *or may have been done* is undone, those that came last first. An undo
 that is refused or runs out of attempts parks the saga for a person; the other undos are carried out all the same.
+Behind its pivot a saga only goes forward, and what cannot be done there parks it, too.
 
 What a saga does next depends on its plan and its *position* alone; that half of the decisions is in `positions`. What
 is a saga's own (facts, history, reason) is kept beside its position here.
@@ -14,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from services.kit.backoff import Backoff
 from services.orchestrator import positions
+from services.orchestrator.plans import CANCEL, DISPATCH, PLACE, PLANS, RETURN
 from services.orchestrator.positions import (
+    Bound,
     Call,
     Decision,
     Direction,
@@ -35,9 +37,13 @@ from services.orchestrator.positions import (
 )
 
 __all__ = [
+    "CANCEL",
+    "DISPATCH",
     "PLACE",
     "PLANS",
+    "RETURN",
     "Attempt",
+    "Bound",
     "Call",
     "Decision",
     "Direction",
@@ -73,23 +79,6 @@ __all__ = [
 
 SagaKey = tuple[str, str]
 """(merchant, saga id)."""
-
-_DO = Backoff(first_ms=100, factor=2, max_ms=5_000, attempts_max=14)
-"""About 40 s of trying: longer than any service's restart and than the payment resolver needs for a lost answer."""
-_UNDO = Backoff(first_ms=200, factor=2, max_ms=30_000, attempts_max=20)
-"""About six minutes of trying before a person is called: an undo has nothing better to do than to succeed."""
-
-PLACE = Plan(
-    "place",
-    (
-        StepPlan("reserve", (), _DO, _UNDO, seconds=5.0),
-        StepPlan("authorize", ("reserve",), _DO, _UNDO, seconds=9.0),
-        StepPlan("ship", ("authorize",), _DO, _UNDO, seconds=5.0),
-    ),
-)
-"""Places an order: stock first, for it is the cheapest to give back; the carrier last, for it is the dearest."""
-
-PLANS: Mapping[str, Plan] = {PLACE.kind: PLACE}
 
 
 class Attempt(NamedTuple):
@@ -192,7 +181,8 @@ def turned(saga: Saga, turn: Turn) -> Saga:
     """The saga on its way back. What is still being called may come to be done: it is waited for, then undone. What may
     have been done by an attempt that we did not hear of is undone, too: in a saga that was taken over that can be any
     step, and a "no" to a repeat (a stricter check since, another fingerprint) says nothing of the first attempt."""
-    return saga._replace(position=positions.turned(saga.position), reason=_last_reason(saga, turn.step))
+    position = positions.turned(PLANS[saga.kind], saga.position)
+    return saga._replace(position=position, reason=_last_reason(saga, turn.step))
 
 
 def _last_reason(saga: Saga, step: str) -> Reason:

@@ -6,8 +6,19 @@ one or two positions.
 
     PENDING ─► CALLING ─► DONE ─► UNDOING ─► UNDONE
                  │ │               ▲   └───► STUCK
-                 │ └─► GIVEN_UP ───┘
+                 │ ├─► GIVEN_UP ───┘
+                 │ └─► STUCK
                  └───► REFUSED
+
+A plan has up to three parts, one after the other:
+
+* steps that can be undone, with a do and an undo each;
+* the pivot, a step that may still be refused and cannot be undone. Its no must be an answer that its participant keeps
+  under the key (so it says that nothing was done, and nothing will be), never a guess;
+* steps that only go forward. They are owed once the pivot is done. In a plan without a pivot that begins with them, the
+  decision to begin was the pivot.
+
+What cannot be turned back from and cannot be done, or whose outcome cannot be had, is STUCK, and a person is needed.
 """
 
 from __future__ import annotations
@@ -60,6 +71,7 @@ class StepState(StrEnum):
     UNDOING = "UNDOING"
     UNDONE = "UNDONE"
     STUCK = "STUCK"
+    """Its undo, or the step itself where there is no undo, was refused or has failed for the last time."""
 
 
 class Direction(StrEnum):
@@ -82,6 +94,17 @@ class Outcome(StrEnum):
     UNKNOWN = "UNKNOWN"
 
 
+class Bound(StrEnum):
+    """Which way a step can be taken."""
+
+    BOTH_WAYS = "BOTH_WAYS"
+    """It has an undo."""
+    PIVOT = "PIVOT"
+    """It may be refused, and then what was before it is undone. Once it is done there is no way back."""
+    ONWARD = "ONWARD"
+    """It only goes forward: it is tried until it is done, or stuck."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """A step as it is designed."""
@@ -90,9 +113,11 @@ class StepPlan:
     after: tuple[str, ...]
     """Steps that must be done before this one starts."""
     do: Backoff
-    undo: Backoff
+    undo: Backoff | None
+    """None exactly where it is not BOTH_WAYS."""
     seconds: float
     """Deadline of one attempt, either way."""
+    bound: Bound = Bound.BOTH_WAYS
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +128,28 @@ class Plan:
     kind: str
     steps: tuple[StepPlan, ...]
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a plan that could neither go on nor back: one whose steps are not in the three parts
+        that the module describes, or that has two pivots."""
+        behind: dict[str, set[str]] = {}
+        for step in self.steps:
+            behind[step.name] = set(step.after).union(*(behind[name] for name in step.after))
+        for step in self.steps:
+            if (step.undo is None) is (step.bound is Bound.BOTH_WAYS):
+                raise ValueError(f"{self.kind}: {step.name} is {step.bound} and has undo {step.undo}")
+            earlier = {other.name for other in self.steps if _RANK[other.bound] < _RANK[step.bound]}
+            if not earlier <= behind[step.name]:
+                raise ValueError(
+                    f"{self.kind}: {step.name} does not come after {earlier - behind[step.name]}"
+                )
+        if sum(step.bound is Bound.PIVOT for step in self.steps) > 1:
+            raise ValueError(f"{self.kind}: two pivots")
+
+    @cached_property
+    def one_way(self) -> frozenset[str]:
+        """The steps that cannot be undone."""
+        return frozenset(step.name for step in self.steps if step.bound is not Bound.BOTH_WAYS)
+
     @cached_property
     def by_name(self) -> dict[str, StepPlan]:
         """The steps by their names."""
@@ -112,6 +159,10 @@ class Plan:
     def followers(self) -> dict[str, list[str]]:
         """The steps that come directly after a step, by its name."""
         return {name: [step.name for step in self.steps if name in step.after] for name in self.by_name}
+
+
+_RANK = {Bound.BOTH_WAYS: 0, Bound.PIVOT: 1, Bound.ONWARD: 2}
+"""The parts of a plan, in their order."""
 
 
 class Progress(NamedTuple):
@@ -212,6 +263,7 @@ def next_step(plan: Plan, position: Position) -> Decision:
 def _forward(plan: Plan, steps: Mapping[str, Progress]) -> Decision:
     all_done = True
     startable: str | None = None
+    stuck: str | None = None
     for step in plan.steps:
         state = steps[step.name].state
         if state in _FAILED:
@@ -220,9 +272,16 @@ def _forward(plan: Plan, steps: Mapping[str, Progress]) -> Decision:
             all_done = False
             if state is StepState.PENDING and startable is None and _all_done(steps, step.after):
                 startable = step.name
+            elif state is StepState.STUCK and stuck is None:
+                stuck = step.name
     if startable is not None:
         return Call(startable, Direction.DO)
-    return Finish(State.COMPLETED) if all_done else Wait()
+    if all_done:
+        return Finish(State.COMPLETED)
+    # What does not depend on the stuck one is done all the same, then a person is called.
+    if stuck is not None and not any(progress.state in _UNDER_WAY for progress in steps.values()):
+        return Park(stuck)
+    return Wait()
 
 
 def _all_done(steps: Mapping[str, Progress], names: tuple[str, ...]) -> bool:
@@ -230,15 +289,21 @@ def _all_done(steps: Mapping[str, Progress], names: tuple[str, ...]) -> bool:
 
 
 def _backward(plan: Plan, steps: Mapping[str, Progress]) -> Decision:
+    one_way = plan.one_way
     for name, progress in steps.items():
-        if progress.state in _TO_UNDO and all(
-            steps[f].state in _SETTLED_BEHIND for f in plan.followers[name]
+        if (
+            progress.state in _TO_UNDO
+            and name not in one_way
+            and all(steps[f].state in _SETTLED_BEHIND or f in one_way for f in plan.followers[name])
         ):
             return Call(name, Direction.UNDO)
     if any(progress.state in _UNDER_WAY for progress in steps.values()):
         return Wait()
-    stuck = next((name for name, progress in steps.items() if progress.state is StepState.STUCK), None)
-    return Finish(State.COMPENSATED) if stuck is None else Park(stuck)
+    for name, progress in steps.items():
+        # The second cannot come about, for nobody turns back then; should somebody edit a row, it is not forgotten.
+        if progress.state is StepState.STUCK or (name in one_way and progress.state in _TO_UNDO):
+            return Park(name)
+    return Finish(State.COMPENSATED)
 
 
 def calling(position: Position, call: Call) -> Position:
@@ -254,32 +319,56 @@ def attempted(
     """The position after an attempt, and the policy of the next one at the same step, if there is one."""
     before = dict(position.steps)[step]
     forth = direction is Direction.DO
-    policy = plan.by_name[step].do if forth else plan.by_name[step].undo
+    design = plan.by_name[step]
+    policy = design.do if forth else design.undo
+    assert policy is not None, f"{step} has no undo"
     number = before.attempts + 1
     turned_back = forth and position.state is State.COMPENSATING
+    failed = _failed(plan, position, design) if forth else {}
     again: Backoff | None = None
     match outcome:
         case Outcome.DONE:
             after = Progress(StepState.DONE if forth else StepState.UNDONE, number)
         case Outcome.REFUSED:
-            after = Progress(StepState.REFUSED if forth else StepState.STUCK, number)
+            after = Progress(failed.get(outcome, StepState.STUCK), number)
             if position.state is State.COMPENSATING and _doubtful(after, position.taken_over):
                 after = Progress(StepState.GIVEN_UP, number)
         case _:
             # Once the saga has turned back there is no point in trying on: what may have been done is undone.
             if policy.exhausted(number) or turned_back:
-                after = Progress(StepState.GIVEN_UP if forth else StepState.STUCK, number)
+                after = Progress(failed.get(Outcome.UNKNOWN, StepState.STUCK), number)
             else:
                 after = Progress(before.state, number)
                 again = policy
     return _with(position, step, after), again
 
 
-def turned(position: Position) -> Position:
-    """Turned back; what may have been done by an attempt that we did not hear of counts as given up."""
+def _failed(plan: Plan, position: Position, step: StepPlan) -> dict[Outcome, StepState]:
+    """Where a do leaves its step when it is refused, and when the last attempt failed; STUCK is not mentioned."""
+    match step.bound:
+        case Bound.ONWARD:
+            return {}
+        case Bound.PIVOT:
+            # Its no is final. That nobody knows is none.
+            return {Outcome.REFUSED: StepState.REFUSED}
+    if plan.one_way and position.taken_over and position.state is State.RUNNING:
+        # An earlier owner may have passed the pivot, and there is no way back from there.
+        return {}
+    return {Outcome.REFUSED: StepState.REFUSED, Outcome.UNKNOWN: StepState.GIVEN_UP}
+
+
+@lru_cache(POSITIONS_KEPT)
+def turned(plan: Plan, position: Position) -> Position:
+    """Turned back; what may have been done by an attempt that we did not hear of counts as given up. What cannot be
+    undone has not been done: nobody turns back otherwise."""
     state, taken_over = StepState.GIVEN_UP, position.taken_over
     steps = tuple(
-        (name, progress._replace(state=state) if _doubtful(progress, taken_over) else progress)
+        (
+            name,
+            progress._replace(state=state)
+            if name not in plan.one_way and _doubtful(progress, taken_over)
+            else progress,
+        )
         for name, progress in position.steps
     )
     return Position(State.COMPENSATING, steps, taken_over)

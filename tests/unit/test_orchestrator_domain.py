@@ -1,8 +1,9 @@
 """The saga engine's decisions, driven by a small interpreter against participants that can be looked into.
 
-What is proved, for random plans with parallel steps, random failures and random crashes: the engine always reaches an
-end; what the end is called agrees with what the participants hold; nothing is undone before the decision to turn back
-is durable, nor before what was built upon it; attempts and waits are bounded. The judge is the world of participants
+What is proved, for random plans with parallel steps, pivots and steps that only go forward, random failures and random
+crashes: the engine always reaches an end; what the end is called agrees with what the participants hold; nothing is
+undone before the decision to turn back is durable, nor before what was built upon it, nor ever when something that
+cannot be undone was done or is yet to arrive; attempts and waits are bounded. The judge is the world of participants
 below, which knows nothing of the engine's own states.
 """
 
@@ -22,6 +23,7 @@ from services.orchestrator import domain
 from services.orchestrator.domain import (
     PLACE,
     Attempt,
+    Bound,
     Call,
     Direction,
     Finish,
@@ -156,6 +158,8 @@ class World:
                 assert self.participants[name].holding is Holding.HELD, f"{call} before {name}"
             return
         assert self.turn_is_durable, f"{call} before the decision to turn back was saved"
+        assert self.plan.by_name[call.step].bound is Bound.BOTH_WAYS, f"{call} has no undo"
+        assert not self.passed(), f"{call} after {self.passed()}"
         for name in _behind(self.plan, call.step):
             assert Call(name, Direction.DO) not in self.under_way, f"{call} while {name} is being done"
             if self.participants[name].holding is Holding.HELD:
@@ -207,7 +211,9 @@ class World:
 
     def policy(self, call: Call) -> Backoff:
         step = self.plan.by_name[call.step]
-        return step.do if call.direction is Direction.DO else step.undo
+        policy = step.do if call.direction is Direction.DO else step.undo
+        assert policy is not None
+        return policy
 
     def answer(self, call: Call) -> tuple[Outcome, str]:
         line = Line.GOOD
@@ -249,6 +255,16 @@ class World:
     def held(self) -> set[str]:
         return {name for name, one in self.participants.items() if one.holding is Holding.HELD}
 
+    def passed(self) -> set[str]:
+        """What was done and cannot be undone."""
+        return {name for name in self.held() if self.plan.by_name[name].bound is not Bound.BOTH_WAYS}
+
+    def given_back(self) -> set[str]:
+        """What was undone, or barred from being done."""
+        return {
+            name for name, one in self.participants.items() if one.holding in (Holding.UNDONE, Holding.BARRED)
+        }
+
 
 def _without_steps(saga: Saga) -> Saga:
     return saga._replace(position=saga.position._replace(steps=()))
@@ -263,32 +279,42 @@ def _behind(plan: Plan, name: str) -> set[str]:
     return found
 
 
+BACKOFFS = st.builds(
+    Backoff,
+    first_ms=st.integers(1, 50),
+    factor=st.integers(1, 3),
+    max_ms=st.integers(1, 200),
+    attempts_max=st.integers(1, 4),
+)
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    """One to five steps, each after any of the earlier ones, with short patience."""
-    backoffs = st.builds(
-        Backoff,
-        first_ms=st.integers(1, 50),
-        factor=st.integers(1, 3),
-        max_ms=st.integers(1, 200),
-        attempts_max=st.integers(1, 4),
-    )
+    """One to six steps with short patience: some that can be undone, each after any of the earlier ones; then perhaps a
+    pivot; then perhaps some that only go forward."""
+    before = draw(st.integers(0, 3))
+    pivots = draw(st.integers(0, 1))
+    onward = draw(st.integers(0 if before or pivots else 1, 2))
+    bounds = [Bound.BOTH_WAYS] * before + [Bound.PIVOT] * pivots + [Bound.ONWARD] * onward
     steps: list[StepPlan] = []
-    for number in range(draw(st.integers(1, 5))):
-        after = draw(st.sets(st.sampled_from([s.name for s in steps]))) if steps else set()
-        steps.append(
-            StepPlan(f"step{number}", tuple(sorted(after)), draw(backoffs), draw(backoffs), seconds=1.0)
-        )
+    for number, bound in enumerate(bounds):
+        must = {s.name for s in steps if s.bound is not bound}
+        may = draw(st.sets(st.sampled_from([s.name for s in steps]))) if steps else set()
+        undo = draw(BACKOFFS) if bound is Bound.BOTH_WAYS else None
+        steps.append(StepPlan(f"step{number}", tuple(sorted(must | may)), draw(BACKOFFS), undo, 1.0, bound))
     return Plan("random", tuple(steps))
 
 
 def _world(plan: Plan, dice: random.Random, bad_line_share: float) -> World:
-    participants = {
-        step.name: Participant(
-            refuses_do=dice.random() < 0.15, refuses_undo=dice.random() < 0.1, fickle=dice.random() < 0.1
+    participants = {}
+    for step in plan.steps:
+        both_ways = step.bound is Bound.BOTH_WAYS
+        participants[step.name] = Participant(
+            refuses_do=dice.random() < 0.15,
+            refuses_undo=dice.random() < 0.1,
+            # What a pivot's participant has answered it stands by: that is what it is chosen for.
+            fickle=both_ways and dice.random() < 0.1,
         )
-        for step in plan.steps
-    }
     return World(plan, participants, dice, bad_line_share)
 
 
@@ -321,6 +347,7 @@ def test_every_saga_ends_and_its_end_is_what_the_participants_hold(
     saga, held = world.saga, world.held()
     event(f"{saga.state}{', after a crash' if world.crashes else ''}")
     everything = {step.name for step in plan.steps}
+    stuck = {name for name, p in saga.steps.items() if p.state is StepState.STUCK}
     match saga.state:
         case State.COMPLETED:
             assert held == everything
@@ -329,14 +356,21 @@ def test_every_saga_ends_and_its_end_is_what_the_participants_hold(
             assert held == set()
             assert saga.reason is not None
         case State.PARKED:
-            stuck = {name for name, p in saga.steps.items() if p.state is StepState.STUCK}
             assert stuck
-            assert held <= stuck, "something is held and no person is told"
             assert saga.reason is not None
             assert saga.reason.step in stuck
             assert saga.reason.code
+            if world.turn_is_durable:
+                assert held <= stuck, "something is held and no person is told"
+            else:
+                waiting = set().union(*(_behind(plan, name) for name in stuck))
+                assert held >= everything - stuck - waiting, "what could be done was not"
+                assert world.given_back() == set()
         case _:
             raise AssertionError(f"not an end: {saga.state}")
+    if world.passed():
+        assert world.given_back() == set(), "turned back from behind the pivot"
+        event("behind the pivot")
     # The end is the end: whoever asks again is told the same.
     assert domain.next_step(saga) == Finish(saga.state)
     assert saga.ended_at_ms == 2
@@ -358,7 +392,7 @@ def test_without_failures_every_step_is_taken_once_and_the_order_is_complete(
 @with_plans
 @given(
     plan=plans(),
-    states=st.lists(st.sampled_from(StepState), min_size=5, max_size=5),
+    states=st.lists(st.sampled_from(StepState), min_size=6, max_size=6),
     state=st.sampled_from(State),
 )
 def test_every_saga_whatsoever_gets_a_decision_and_resumes(
@@ -373,6 +407,8 @@ def test_every_saga_whatsoever_gets_a_decision_and_resumes(
             decision = domain.next_step(one)
             if not isinstance(decision, Call):
                 break
+            both_ways = plan.by_name[decision.step].bound is Bound.BOTH_WAYS
+            assert both_ways or decision.direction is Direction.DO
             one = domain.calling(one, decision)
         else:
             raise AssertionError("calls without end")
@@ -441,6 +477,7 @@ def test_an_undo_that_fails_for_ever_is_tried_ever_less_often_and_then_parked(ou
     saga = _turned_at_ship()
     saga = domain.calling(saga, Call("authorize", Direction.UNDO))
     policy = PLACE.by_name["authorize"].undo
+    assert policy is not None
     *tries, (saga, last) = _attempts(saga, "authorize", Direction.UNDO, outcome)
     waits = [wait for _, wait in tries if wait is not None]
     assert last is None
@@ -497,6 +534,107 @@ def test_a_saga_taken_over_that_turns_back_undoes_also_what_only_an_earlier_owne
         saga = _call(saga, decision.step, decision.direction, Outcome.DONE)
     assert undone == ["ship", "authorize", "reserve"]
     assert decision == Finish(State.COMPENSATED)
+
+
+def _begun(kind: str) -> Saga:
+    return domain.begin(domain.PLANS[kind], "mer_1", "saga_1", "ord_1", 1)
+
+
+@pytest.mark.parametrize(("kind", "pivot"), [("dispatch", "capture"), ("return", "refund")])
+def test_a_pivot_that_is_refused_ends_the_saga_with_nothing_done(kind: str, pivot: str) -> None:
+    saga = _call(_begun(kind), pivot, Direction.DO, Outcome.REFUSED)
+    turn = domain.next_step(saga)
+    assert turn == Turn(pivot)
+    saga = domain.turned(saga, turn)
+    assert domain.next_step(saga) == Finish(State.COMPENSATED)
+    assert saga.reason == Reason(pivot, "REFUSED_1", "message 1")
+
+
+@pytest.mark.parametrize(("kind", "pivot"), [("dispatch", "capture"), ("return", "refund")])
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_a_pivot_is_believed_its_no_also_by_who_did_not_ask_first(
+    kind: str, pivot: str, taken_over: bool
+) -> None:
+    """Its answers are kept under its key: had the first attempt been carried out, the second would have been told."""
+    saga = domain.resumed(_begun(kind)) if taken_over else _begun(kind)
+    saga = domain.calling(saga, Call(pivot, Direction.DO))
+    lost = Attempt(pivot, Direction.DO, 1, Outcome.UNKNOWN, "LOST", "", {}, 1, 2)
+    saga, wait_ms = domain.attempted(saga, lost)
+    assert wait_ms is not None
+    saga, wait_ms = domain.attempted(saga, lost._replace(number=2, outcome=Outcome.REFUSED, reason="NO"))
+    assert wait_ms is None
+    turn = domain.next_step(saga)
+    assert isinstance(turn, Turn)
+    assert domain.next_step(domain.turned(saga, turn)) == Finish(State.COMPENSATED)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.RETRYABLE, Outcome.UNKNOWN])
+@pytest.mark.parametrize(("kind", "pivot"), [("dispatch", "capture"), ("return", "refund")])
+def test_money_of_which_nobody_knows_is_asked_for_to_the_last_and_then_calls_for_a_person(
+    kind: str, pivot: str, outcome: Outcome
+) -> None:
+    saga = _call(_begun(kind), pivot, Direction.DO, outcome)
+    tries = domain.PLANS[kind].by_name[pivot].do.attempts_max
+    assert len(saga.history) == tries
+    park = domain.next_step(saga)
+    assert park == Park(pivot)
+    assert domain.ended(saga, park, 9).reason == Reason(pivot, f"{outcome}_{tries}", f"message {tries}")
+
+
+@pytest.mark.parametrize("outcome", [Outcome.REFUSED, Outcome.RETRYABLE, Outcome.UNKNOWN])
+@pytest.mark.parametrize("kind", ["dispatch", "cancel", "return"])
+def test_what_cannot_be_turned_back_from_and_cannot_be_done_calls_for_a_person(
+    kind: str, outcome: Outcome
+) -> None:
+    for stuck in [step.name for step in domain.PLANS[kind].steps if step.bound is Bound.ONWARD]:
+        saga = _begun(kind)
+        while (call := domain.next_step(saga)) != Call(stuck, Direction.DO):
+            assert isinstance(call, Call)
+            saga = _call(saga, call.step, Direction.DO, Outcome.DONE)
+        saga = _call(saga, stuck, Direction.DO, outcome)
+        park = domain.next_step(saga)
+        assert park == Park(stuck)
+        saga = domain.ended(saga, park, 9)
+        assert (saga.state, saga.reason is not None) == (State.PARKED, True)
+
+
+def test_a_saga_taken_over_does_not_turn_back_from_before_a_pivot_that_may_have_been_passed(
+    kinds: dict[str, Plan],
+) -> None:
+    policy = Backoff(1, 1, 1, 1)
+    steps = (
+        StepPlan("before", (), policy, policy, 1.0),
+        StepPlan("pivot", ("before",), policy, None, 1.0, Bound.PIVOT),
+    )
+    kinds["random"] = Plan("random", steps)
+    row = domain.begin(kinds["random"], "mer_1", "saga_1", "ord_1", 1)
+    for saga, end in ((row, Turn("before")), (domain.resumed(row), Park("before"))):
+        assert domain.next_step(_call(saga, "before", Direction.DO, Outcome.UNKNOWN)) == end
+
+
+def _step(name: str, bound: Bound, *after: str) -> StepPlan:
+    policy = Backoff(1, 1, 1, 1)
+    return StepPlan(name, after, policy, policy if bound is Bound.BOTH_WAYS else None, 1.0, bound)
+
+
+@pytest.mark.parametrize(
+    ("steps", "fault"),
+    [
+        ((_step("a", Bound.BOTH_WAYS), _step("b", Bound.PIVOT)), "b does not come after {'a'}"),
+        ((_step("a", Bound.PIVOT), _step("b", Bound.ONWARD)), "b does not come after {'a'}"),
+        ((_step("a", Bound.BOTH_WAYS), _step("b", Bound.ONWARD)), "b does not come after {'a'}"),
+        ((_step("a", Bound.PIVOT), _step("b", Bound.PIVOT, "a")), "two pivots"),
+        ((StepPlan("a", (), Backoff(1, 1, 1, 1), None, 1.0),), "a is BOTH_WAYS and has undo None"),
+    ],
+)
+def test_a_plan_that_could_neither_go_on_nor_back_is_none(steps: tuple[StepPlan, ...], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        Plan("wrong", steps)
+
+
+def test_no_two_steps_share_a_name() -> None:
+    names = [step.name for plan in domain.PLANS.values() for step in plan.steps]
+    assert len(set(names)) == len(names)
 
 
 def test_an_order_and_its_saga_bear_the_same_number() -> None:
