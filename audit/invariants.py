@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 from audit import order_rules, payment_rules, queries
 from audit.orders import OrderBook
 from audit.payments import PaymentBook
-from services.orchestrator.domain import State
+from services.orchestrator.domain import CANCEL, State
 
 TAKEOVER_SECONDS = 4.0
 """A live orchestrator takes over what a dead one left behind at its next heartbeat, a second or so after the lease ran
@@ -208,7 +208,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     ),
     Invariant(
         6,
-        "returns",
+        "returned-stock",
         "what came back of a product is at most what had left with its reservation",
         "returns with reservations",
         (
@@ -225,6 +225,48 @@ INVARIANTS: tuple[Invariant, ...] = (
         "a completed order has its stock, its money and its shipment, each once; a compensated one holds nothing",
         "sagas with reservations, payments and shipments",
         (OfOrders("orders", order_rules.agrees_with_its_parts, _judged_at_its_end, across=True),),
+    ),
+    Invariant(
+        7,
+        "dispatched-orders",
+        "an order is dispatched exactly if its money is captured, its stock committed and its shipment on the way",
+        "sagas with reservations, payments and shipments",
+        (
+            OfOrders(
+                "orders",
+                order_rules.has_left_as_a_whole,
+                lambda book: int(book.placed and not book.completed(CANCEL.kind)),
+                across=True,
+            ),
+        ),
+    ),
+    Invariant(
+        7,
+        "cancelled-orders",
+        "a cancelled order holds nothing and has not left",
+        "sagas with reservations, payments and shipments",
+        (
+            OfOrders(
+                "orders",
+                order_rules.is_gone,
+                lambda book: int(book.placed and bool(book.completed(CANCEL.kind))),
+                across=True,
+            ),
+        ),
+    ),
+    Invariant(
+        7,
+        "returned-orders",
+        "what came back of an order had been sold, what was refunded had been captured, both as its returns say",
+        "sagas with inventory's returns and payment's refunds",
+        (
+            OfOrders(
+                "orders",
+                order_rules.came_back_as_told,
+                lambda book: int(book.placed),
+                across=True,
+            ),
+        ),
     ),
     Invariant(
         7,
@@ -245,6 +287,16 @@ INVARIANTS: tuple[Invariant, ...] = (
                 lambda book: int(book.saga is not None or bool(book.requests)),
             ),
             OfOrders("parts", order_rules.parts_were_answered_once, lambda book: len(book.parts)),
+            Query(
+                service="orchestrator",
+                offending=(
+                    queries.LATER_ANSWERED_APART,
+                    *(
+                        queries.without_effect(method, "sagas", "saga_id")
+                        for method in ("DispatchOrder", "CancelOrder", "ReturnOrder")
+                    ),
+                ),
+            ),
             Query(
                 service="inventory",
                 offending=(

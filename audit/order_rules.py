@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -16,7 +16,7 @@ from services.kit.errors import Refused
 from services.kit.money import Money
 from services.kit.rpc.stored import Pack
 from services.kit.sets import Failed
-from services.orchestrator.domain import State, StepState
+from services.orchestrator.domain import CANCEL, DISPATCH, RETURN, State, StepState
 
 M = TypeVar("M", bound=Message)
 
@@ -66,9 +66,12 @@ _ANSWERED = dict.fromkeys(HOLDING[Payment], ("AUTHORIZED",)) | {
 
 
 def agrees_with_its_parts(book: OrderBook) -> Iterator[str]:
-    """A completed order has stock, money and a shipment, each once and as ordered; a compensated one holds nothing."""
+    """A completed order has stock, money and a shipment, each once and as ordered; a compensated one holds nothing.
+    What becomes of an order that is cancelled, or that a person has to look at, is not judged here."""
     saga = book.saga
-    if saga is None or saga.state is State.PARKED or saga.fault:
+    if saga is None or saga.state is State.PARKED or saga.fault or book.completed(CANCEL.kind):
+        return
+    if saga.state is State.COMPLETED and not book.placed:
         return
     if saga.state is State.COMPENSATED:
         for part in book.parts:
@@ -113,6 +116,67 @@ def _as_ordered(saga: Saga, part: Part) -> Iterator[str]:
         yield f"was for {ordered}, but {part.id} is for {found}"
 
 
+def has_left_as_a_whole(book: OrderBook) -> Iterator[str]:
+    """A dispatched order has its money captured, its stock committed and its shipment on the way; of one that is not,
+    the orchestrator has taken no money, and nothing has left."""
+    gone = book.completed(DISPATCH.kind)
+    if len(gone) > 1:
+        yield f"was dispatched {len(gone)} times"
+    wanted = ("COMMITTED", "DISPATCHED") if gone else ("RESERVED", "CREATED")
+    word = "is dispatched" if gone else "is not dispatched"
+    for parts, state in zip((book.reservations, book.shipments), wanted, strict=True):
+        for part in parts:
+            if part.state != state:
+                yield f"{word}, but {part.id} is {part.state}"
+    for payment in book.payments:
+        due = payment.amount.amount_minor if gone else 0
+        if payment.taken_minor != due:
+            yield f"{word}, but of {payment.id} {payment.taken_minor} of {due} were captured for it"
+
+
+def is_gone(book: OrderBook) -> Iterator[str]:
+    """A cancelled order holds nothing, and was not dispatched."""
+    for part in book.parts:
+        if part.state not in LETTING_GO[type(part)]:
+            yield f"is cancelled, but {part.id} is {part.state}"
+    others = [one.saga_id for one in book.later if one.kind != CANCEL.kind and one.state is State.COMPLETED]
+    if others:
+        yield f"is cancelled, but {', '.join(others)} is COMPLETED"
+
+
+def came_back_as_told(book: OrderBook) -> Iterator[str]:
+    """What came back was sold and had left; what was refunded was charged; and inventory and payment have done what
+    the order's returns say, no more and no less."""
+    returns = book.completed(RETURN.kind)
+    if returns and not book.completed(DISPATCH.kind):
+        yield f"came back by {returns[0].saga_id}, and has never left"
+    lines = _sum(one.lines for one in returns)
+    if book.saga is not None:
+        sold = _sum({line.sku: line.quantity} for line in book.saga.order.lines)
+        for sku, quantity in lines.items():
+            if quantity > sold.get(sku, 0):
+                yield f"sold {sold.get(sku, 0)} of {sku}, and {quantity} came back"
+    back = _sum(book.returns)
+    if back != lines:
+        yield f"has returns of {lines}, and inventory has put back {back}"
+    amount_minor = sum(one.amount_minor for one in returns)
+    for payment in book.payments:
+        if amount_minor > payment.captured_minor:
+            yield f"has returns for {amount_minor}, and {payment.captured_minor} of {payment.id} were captured"
+        if payment.given_back_minor != amount_minor:
+            told = f"has returns for {amount_minor}, and {payment.given_back_minor}"
+            yield f"{told} of {payment.id} were refunded for them"
+
+
+def _sum(several: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Pieces by sku over several."""
+    total: dict[str, int] = {}
+    for lines in several:
+        for sku, quantity in lines.items():
+            total[sku] = total.get(sku, 0) + quantity
+    return total
+
+
 def was_ordered(book: OrderBook) -> Iterator[str]:
     """No participant has anything that the orchestrator asked for and knows nothing of."""
     if book.saga is None:
@@ -128,6 +192,9 @@ def was_answered_once(book: OrderBook) -> Iterator[str]:
             if not isinstance(_read(_PLACED, request), Refused):
                 yield f"does not exist, but the key {request.key!r} of {request.caller} was accepted for it"
         return
+    for one in book.later:
+        if one.fault:
+            yield f"cannot be read back by {one.saga_id}: {one.fault}"
     saga, asked = book.saga, [(request.caller, request.key) for request in book.requests]
     if asked != [(saga.caller, saga.key)]:
         yield f"was begun by {(saga.caller, saga.key)}, and its accepted requests are {asked}"

@@ -13,14 +13,15 @@ from audit.merge import Key, Stream, merge
 from audit.report import AuditError
 from audit.snapshot import Row, Snapshots
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
+from paymesh.orchestrator.v1 import stored_pb2
 from services.kit.money import Money
-from services.orchestrator.domain import State, saga_id_of
+from services.orchestrator.domain import PLACE, State, saga_id_of
 
 ORCHESTRATOR = "orchestrator"
 """The caller as which the orchestrator asks its participants."""
 
 _SAGAS = """
-SELECT merchant_id, order_id, saga_id, state, caller, key, input, steps::text, reason::text
+SELECT merchant_id, order_id, saga_id, state, caller, key, input, steps::text, reason::text, kind
 FROM sagas ORDER BY merchant_id/*bytes*/, order_id/*bytes*/
 """
 _REQUESTS = """
@@ -37,8 +38,18 @@ LEFT JOIN idempotency AS i
   ON i.merchant_id = r.merchant_id AND i.method = 'ReserveStock' AND i.resource_id = r.reservation_id
 ORDER BY r.merchant_id/*bytes*/, r.order_id/*bytes*/, r.reservation_id
 """
-_PAYMENTS = """
-SELECT p.merchant_id, p.order_id, p.payment_id, p.state, p.amount_minor, p.currency, i.caller, i.key, i.result
+# What the orchestrator has moved: payments may be captured and refunded by others, too.
+_MOVED = """CASE WHEN p.captured_minor = 0 THEN 0 ELSE (
+    SELECT coalesce(sum((asked.data->>'amount_minor')::bigint), 0) FROM (
+        SELECT type, data, lead(type) OVER (ORDER BY version) AS next FROM payment_events AS e
+        WHERE e.merchant_id = p.merchant_id AND e.payment_id = p.payment_id AND e.type <> 'PaymentOutcomeUnknown'
+    ) AS asked WHERE asked.type = '{asked}' AND asked.next = '{done}' AND asked.data->>'caller' = 'orchestrator'
+) END"""
+_TAKEN = _MOVED.format(asked="PaymentCaptureRequested", done="PaymentCaptured")
+_GIVEN_BACK = _MOVED.format(asked="PaymentRefundRequested", done="PaymentRefunded")
+_PAYMENTS = f"""
+SELECT p.merchant_id, p.order_id, p.payment_id, p.state, p.amount_minor, p.currency, {_TAKEN}, {_GIVEN_BACK},
+       p.captured_minor, i.caller, i.key, i.result
 FROM payments AS p
 LEFT JOIN idempotency AS i
   ON i.merchant_id = p.merchant_id AND i.method = 'AuthorizePayment' AND i.resource_id = p.payment_id
@@ -51,9 +62,15 @@ LEFT JOIN idempotency AS i
   ON i.merchant_id = s.merchant_id AND i.method = 'CreateShipment' AND i.resource_id = s.shipment_id
 ORDER BY s.merchant_id/*bytes*/, s.order_id/*bytes*/, s.shipment_id
 """
+_RETURNS = """
+SELECT merchant_id, order_id, return_id, lines::text FROM returns ORDER BY merchant_id/*bytes*/, order_id/*bytes*/
+"""
 _PRESENT = """
-SELECT merchant_id, order_id, state FROM sagas
+SELECT merchant_id, order_id, saga_id, state FROM sagas
 WHERE (merchant_id, saga_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
+UNION
+SELECT merchant_id, order_id, saga_id, state FROM sagas
+WHERE kind <> 'place' AND (merchant_id, order_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(orders)s::text[]))
 """
 
 
@@ -85,9 +102,15 @@ class Reservation(Part):
 
 @dataclass(frozen=True, slots=True)
 class Payment(Part):
-    """With what it is for."""
+    """With what it is for, and what was moved of it."""
 
     amount: Money
+    taken_minor: int
+    """Captured by the orchestrator."""
+    given_back_minor: int
+    """Refunded by the orchestrator."""
+    captured_minor: int
+    """By whomever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +142,21 @@ class Saga:
 
 
 @dataclass(frozen=True, slots=True)
+class Later:
+    """A saga that was begun with a placed order."""
+
+    saga_id: str
+    kind: str
+    state: State
+    lines: dict[str, int]
+    """What comes back; empty unless it is a return."""
+    amount_minor: int
+    """What is refunded for it."""
+    fault: str = ""
+    """Why the row cannot be read; empty if it can."""
+
+
+@dataclass(frozen=True, slots=True)
 class OrderBook:
     """All that is known under one order's id."""
 
@@ -130,6 +168,23 @@ class OrderBook:
     reservations: Sequence[Reservation]
     payments: Sequence[Payment]
     shipments: Sequence[Shipment]
+    later: Sequence[Later] = ()
+    """What was begun with it after it was placed."""
+    returns: Sequence[dict[str, int]] = ()
+    """What inventory has put back for it: pieces by sku, of each return."""
+
+    def completed(self, kind: str) -> list[Later]:
+        """Its later sagas of a kind that are completed."""
+        return [one for one in self.later if one.kind == kind and one.state is State.COMPLETED]
+
+    @property
+    def placed(self) -> bool:
+        """Whether it was placed, and no person is needed for it."""
+        return (
+            self.saga is not None
+            and self.saga.state is State.COMPLETED
+            and all(one.state is not State.PARKED for one in self.later)
+        )
 
     @property
     def parts(self) -> Sequence[Part]:
@@ -138,8 +193,14 @@ class OrderBook:
 
     @property
     def in_flight(self) -> bool:
-        """Whether the saga has not ended."""
-        return self.saga is not None and not self.saga.state.ended
+        """Whether one of its sagas has not ended."""
+        return any(not state.ended for state in self.states.values())
+
+    @property
+    def states(self) -> dict[str, State]:
+        """Where its sagas stand, by their numbers."""
+        placing = {self.saga.saga_id: self.saga.state} if self.saga is not None else {}
+        return placing | {one.saga_id: one.state for one in self.later}
 
     @property
     def ordered(self) -> bool:
@@ -157,30 +218,40 @@ async def read_orders(snapshots: Snapshots) -> AsyncIterator[OrderBook]:
         Stream(snapshots["inventory"], _RESERVATIONS),
         Stream(snapshots["payment"], _PAYMENTS),
         Stream(snapshots["shipping"], _SHIPMENTS),
+        Stream(snapshots["inventory"], _RETURNS),
     ]
-    async for (merchant_id, order_id), (sagas, requests, reserved, paid, shipped) in merge(streams):
+    async for (merchant_id, order_id), (sagas, requests, reserved, paid, shipped, back) in merge(streams):
+        placing = [row for row in sagas if row[9] == PLACE.kind]
         yield OrderBook(
             merchant_id,
             order_id,
-            _saga(sagas[0]) if sagas else None,
+            _saga(placing[0]) if placing else None,
             [Request(*row[2:]) for row in requests],
             [Reservation(i, r[3], asked, orjson.loads(r[4])) for i, r, asked in _parts(reserved)],
-            [Payment(i, r[3], asked, Money(r[4], r[5])) for i, r, asked in _parts(paid)],
+            [Payment(i, r[3], asked, Money(r[4], r[5]), *r[6:9]) for i, r, asked in _parts(paid)],
             [Shipment(i, r[3], asked, r[4]) for i, r, asked in _parts(shipped)],
+            [_later(row) for row in sagas if row[9] != PLACE.kind],
+            [orjson.loads(row[3]) for row in back],
         )
 
 
 async def unmoved_orders(snapshots: Snapshots, books: Sequence[OrderBook]) -> set[Key]:
-    """Those whose saga stands at present where it stood in the snapshot."""
+    """Those whose sagas stand at present where they stood in the snapshot."""
     rows = await snapshots["orchestrator"].fetch_present(
         _PRESENT,
-        {"merchants": [b.merchant_id for b in books], "ids": [_saga_id(b) for b in books]},
+        {
+            "merchants": [b.merchant_id for b in books],
+            "ids": [_saga_id(b) for b in books],
+            "orders": [b.id for b in books],
+        },
     )
-    now = {(merchant, order_id): state for merchant, order_id, state in rows}
+    now: dict[Key, dict[str, str]] = {}
+    for merchant, order_id, saga_id, state in rows:
+        now.setdefault((merchant, order_id), {})[saga_id] = state
     return {
         (book.merchant_id, book.id)
         for book in books
-        if now.get((book.merchant_id, book.id)) == (book.saga.state.value if book.saga else None)
+        if now.get((book.merchant_id, book.id), {}) == book.states
     }
 
 
@@ -188,11 +259,25 @@ def _saga_id(book: OrderBook) -> str:
     return book.saga.saga_id if book.saga else saga_id_of(book.id)
 
 
-def _saga(row: Row) -> Saga:
+def _later(row: Row) -> Later:
+    state = _state(row)
     try:
-        state = State(row[3])
+        task = stored_pb2.OrderTask.FromString(row[6])
+    except DecodeError as error:
+        return Later(row[2], row[9], state, {}, 0, str(error))
+    lines = {line.sku: line.quantity for line in task.lines}
+    return Later(row[2], row[9], state, lines, task.amount.amount_minor)
+
+
+def _state(row: Row) -> State:
+    try:
+        return State(row[3])
     except ValueError as error:
         raise AuditError(f"saga {row[2]} is in a state that this audit does not know: {error}") from error
+
+
+def _saga(row: Row) -> Saga:
+    state = _state(row)
     try:
         order = pb.PlaceOrderRequest.FromString(row[6])
         stored: dict[str, Any] = orjson.loads(row[7])

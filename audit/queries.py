@@ -137,6 +137,19 @@ WHERE i.method = '{method}' AND (i.result IS NULL OR substr(i.result, 1, 1) = '\
 """
 
 
+# A saga that was begun with a placed order has one accepted request; its answer is read back from it.
+LATER_ANSWERED_APART = """
+SELECT s.merchant_id, s.saga_id,
+       format('(%s) was begun by (%s, %s), and its accepted requests are %s', s.kind, s.caller, s.key,
+              coalesce(string_agg(i.method || ' of (' || i.caller || ', ' || i.key || ')', ', '), 'none'))
+FROM sagas AS s LEFT JOIN idempotency AS i ON i.merchant_id = s.merchant_id AND i.resource_id = s.saga_id
+WHERE s.kind <> 'place'
+GROUP BY s.merchant_id, s.saga_id
+HAVING count(i.key) <> 1 OR bool_or(i.result IS NOT NULL) OR min(i.caller) <> s.caller OR min(i.key) <> s.key
+    OR min(i.method) <> CASE s.kind WHEN 'dispatch' THEN 'DispatchOrder' WHEN 'cancel' THEN 'CancelOrder'
+                                    ELSE 'ReturnOrder' END
+"""
+
 # A request that waits for the processor may wait for its answer; whose payment has settled, may not. What a payment
 # waits for is told by its newest event but the mark of an unknown outcome.
 UNANSWERED_OPERATIONS = """
@@ -172,8 +185,15 @@ WHERE coalesce(due.times, 0) <> coalesce(told.times, 0)
 
 
 SAGAS_ANNOUNCED_APART = announced_apart("""
-SELECT merchant_id, order_id AS id, 'paymesh.orchestrator.v1.' || CASE state
-    WHEN 'COMPLETED' THEN 'OrderPlaced' WHEN 'COMPENSATED' THEN 'OrderCompensated' ELSE 'OrderParked' END AS type
+SELECT merchant_id, order_id AS id, 'paymesh.orchestrator.v1.' || CASE
+    WHEN state = 'PARKED' THEN 'OrderParked'
+    WHEN kind = 'place' AND state = 'COMPLETED' THEN 'OrderPlaced'
+    WHEN kind = 'place' THEN 'OrderCompensated'
+    WHEN kind = 'dispatch' AND state = 'COMPLETED' THEN 'OrderDispatched'
+    WHEN kind = 'dispatch' THEN 'OrderDispatchRefused'
+    WHEN kind = 'cancel' THEN 'OrderCancelled'
+    WHEN kind = 'return' AND state = 'COMPLETED' THEN 'OrderReturned'
+    ELSE 'OrderReturnRefused' END AS type
 FROM sagas WHERE state IN ('COMPLETED', 'COMPENSATED', 'PARKED')
 """)
 PAYMENTS_ANNOUNCED_APART = announced_apart("""

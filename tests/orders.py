@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc.aio
 import psycopg
@@ -36,6 +36,8 @@ from paymesh.payment.v1.payment_pb2_grpc import PaymentServiceStub
 from paymesh.shipping.v1 import shipping_pb2
 from paymesh.shipping.v1.shipping_pb2_grpc import ShippingServiceStub
 
+T = TypeVar("T")
+
 DATABASES = ("orchestrator", "payment", "inventory", "shipping", "fraud", "bank")
 PRICE_MINOR = 2_500
 """Too much for the rule that looks for card testing, too little for those that look for large payments."""
@@ -46,6 +48,10 @@ HELD = {"reservation": "RESERVED", "payment": "AUTHORIZED", "bank": "APPROVED", 
 """`Shop.holdings` of a completed order."""
 UNDONE_AT_SHIP = {"reservation": "RELEASED", "payment": "VOIDED", "bank": "VOIDED", "shipment": None}
 """`Shop.holdings` of an order that the carrier refused."""
+DISPATCHED = {"reservation": "COMMITTED", "payment": "CAPTURED", "bank": "CAPTURED", "shipment": "DISPATCHED"}
+"""… of one that has left."""
+CANCELLED = {"reservation": "RELEASED", "payment": "VOIDED", "bank": "VOIDED", "shipment": "CANCELLED"}
+"""… of one that was cancelled."""
 NOTHING = dict.fromkeys(HELD)
 
 _numbers = itertools.count(1)
@@ -147,6 +153,46 @@ class Shop:
         answer = await self.orders.BatchPlaceOrders(batch(items), timeout=timeout_seconds)
         return list(answer.results)
 
+    async def placed(self, merchant: str, *, quantity: int = 1, **more: Any) -> pb.Order:
+        """A good order that is placed."""
+        made = await self.place(order(merchant, quantity=quantity, **more))
+        assert made.state == pb.SAGA_STATE_COMPLETED, made
+        return made
+
+    async def dispatch(self, placed: pb.Order, key: str | None = None) -> pb.DispatchOrderResponse:
+        """Send an order out of the door."""
+        request = pb.DispatchOrderRequest(merchant_id=placed.merchant_id, order_id=placed.order_id)
+        return await insist(lambda k: self.orders.DispatchOrder(request, metadata=with_key(k)), key)
+
+    async def cancel(self, placed: pb.Order, key: str | None = None) -> pb.CancelOrderResponse:
+        """Cancel an order."""
+        request = pb.CancelOrderRequest(merchant_id=placed.merchant_id, order_id=placed.order_id, note="test")
+        return await insist(lambda k: self.orders.CancelOrder(request, metadata=with_key(k)), key)
+
+    async def take_back(
+        self, placed: pb.Order, pieces: int = 0, amount_minor: int = 0, key: str | None = None
+    ) -> pb.ReturnOrderResponse:
+        """Return so many pieces of an order of one line, or all that is left."""
+        request = return_request(placed, pieces, amount_minor)
+        return await insist(lambda k: self.orders.ReturnOrder(request, metadata=with_key(k)), key)
+
+    async def get(self, placed: pb.Order) -> pb.GetOrderResponse:
+        """An order as it stands."""
+        request = pb.GetOrderRequest(merchant_id=placed.merchant_id, order_id=placed.order_id)
+        return await self.orders.GetOrder(request)
+
+    async def stock(self, merchant: str, sku: str = "cup") -> tuple[int, int]:
+        """Pieces of a product: there, and set aside."""
+        request = inventory_pb2.GetProductRequest(merchant_id=merchant, sku=sku)
+        product = (await self.inventory.GetProduct(request)).product
+        return product.on_hand_quantity, product.reserved_quantity
+
+    async def money(self, placed: pb.Order) -> tuple[int, int]:
+        """What was captured for an order and what was refunded, by payment's books."""
+        query = "SELECT captured_minor, refunded_minor FROM payments WHERE merchant_id = %(m)s AND order_id = %(o)s"
+        ((captured, refunded),) = await self.rows("payment", query, m=placed.merchant_id, o=placed.order_id)
+        return captured, refunded
+
     async def story(self, placed: pb.Order) -> list[tuple[str, str, str]]:
         """(step, direction, outcome) of every attempt, oldest first."""
         request = pb.GetSagaRequest(merchant_id=placed.merchant_id, saga_id=placed.saga_id)
@@ -232,12 +278,38 @@ class Shop:
         return {f"{database}.{name}": (count, total) for name, count, total in rows}
 
 
+def return_request(placed: pb.Order, pieces: int = 0, amount_minor: int = 0) -> pb.ReturnOrderRequest:
+    """For so many pieces of an order of one line, or for all that is left."""
+    request = pb.ReturnOrderRequest(merchant_id=placed.merchant_id, order_id=placed.order_id)
+    if pieces:
+        request.lines.add(sku=placed.lines[0].sku, quantity=pieces)
+        request.amount.amount_minor = amount_minor
+        request.amount.currency = placed.amount.currency
+    return request
+
+
+async def insist(call: Callable[[str], Awaitable[T]], key: str | None = None, *, seconds: float = 60.0) -> T:
+    """Make a call again and again, with one key, until its answer is final. Raises PaymeshCallError for a no."""
+    key = key or new_key()
+    give_up_at = time.monotonic() + seconds
+    while True:
+        try:
+            return await call(key)
+        except grpc.aio.AioRpcError as error:
+            failure = call_error(error)
+            if not failure.kind.worth_repeating or time.monotonic() > give_up_at:
+                raise failure from error
+        await asyncio.sleep(0.1)
+
+
 async def refusal(call: Awaitable[Any]) -> PaymeshCallError:
     """What a call that must fail was told."""
     try:
         answer = await call
     except grpc.aio.AioRpcError as error:
         return call_error(error)
+    except PaymeshCallError as error:
+        return error
     raise AssertionError(f"not refused: {answer}")
 
 

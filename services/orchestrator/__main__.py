@@ -5,11 +5,18 @@ from __future__ import annotations
 from paymesh.orchestrator.v1 import orchestrator_pb2_grpc
 from services.kit.process import Process, run
 from services.kit.rpc.client import open_channel
-from services.orchestrator.clients import Inventory, Participant, Payment, Shipping
+from services.orchestrator.clients import (
+    Inventory,
+    Participant,
+    Payment,
+    Payments,
+    Shipping,
+    one_way_participants,
+)
 from services.orchestrator.config import OrchestratorConfig
 from services.orchestrator.ownership import Ownership
 from services.orchestrator.runner import Engine
-from services.orchestrator.service import CONTRACT, NAME, OrchestratorService
+from services.orchestrator.service import CONTRACTS, NAME, OrchestratorService
 
 
 async def wire(process: Process, config: OrchestratorConfig) -> None:
@@ -23,14 +30,15 @@ async def wire(process: Process, config: OrchestratorConfig) -> None:
         "reserve": Inventory(channels[0]),
         "authorize": Payment(channels[1]),
         "ship": Shipping(channels[2]),
+        **one_way_participants(*channels),
     }
-    engine = Engine(process.database, CONTRACT, participants, config.sagas_active_max)
+    engine = Engine(process.database, CONTRACTS, participants, config.sagas_active_max)
     ownership = Ownership(process.database, engine, config)
     await ownership.join()
     process.closing(ownership.leave)
     process.serve(
         orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server,
-        OrchestratorService(process.database, engine, ownership),
+        OrchestratorService(process.database, engine, ownership, Payments(channels[1])),
         NAME,
     )
     process.background("lease", ownership.keep)

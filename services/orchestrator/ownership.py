@@ -106,4 +106,4 @@ def _running(engine: Engine, stored: StoredSaga, epoch: int) -> Running:
         {"saga.id": saga.saga_id, "saga.owner_epoch": epoch},
     )
     ended = asyncio.get_running_loop().create_future()
-    return Running(saga, engine.read(stored.input), epoch, span, ended)
+    return Running(saga, engine.read(saga.kind, stored.input), epoch, span, ended)

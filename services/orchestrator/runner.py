@@ -4,7 +4,8 @@ What is authoritative: the sagas table. A saga in memory is a copy with a head s
 owner begins again from the row, and every repeated call is recognized by its key.
 
 What is durable, and when: the start before the first call (`service`), the decision to turn back before the first undo,
-and the end before the caller is answered. Results of steps ride on the next of these writes.
+and the end before the caller is answered. Nothing has to be for a pivot: should it be passed and its answer lost, the
+next owner comes to it again by its key. Results of steps ride on the next of these writes.
 
 The domain decides, the lanes do. `_advance` asks the domain what sagas that stand at one position do now, and puts them
 into lanes. Sagas due for the same step go out as one batch call, so a refused order costs its neighbours nothing: it
@@ -56,7 +57,8 @@ SAGAS = Counter("paymesh_sagas_total", "Sagas that have ended here, by the state
 
 @dataclass(frozen=True, slots=True)
 class Contract(Generic[M]):
-    """What the engine has to know of the wire: it carries requests and answers without looking into them."""
+    """What the engine has to know of the wire, for one kind of saga: it carries requests and answers without looking
+    into them."""
 
     read: Callable[[bytes], Any]
     """The request as it is stored with the saga."""
@@ -95,12 +97,12 @@ class Engine:
     def __init__(
         self,
         database: Database,
-        contract: Contract[Any],
+        contracts: Mapping[str, Contract[Any]],
         participants: Mapping[str, Participant],
         active_max: int,
     ) -> None:
         self._database = database
-        self._contract = contract
+        self._contracts = contracts
         self._participants = participants
         self._active_max = active_max
         self._active: dict[SagaKey, Running] = {}
@@ -108,13 +110,15 @@ class Engine:
         self._saves: Lane[Running] = Lane("save", self._save)
         self._lanes = {
             Call(step.name, direction): self._lane(step.name, direction, step.seconds)
-            for step in domain.PLACE.steps
+            for plan in domain.PLANS.values()
+            for step in plan.steps
             for direction in Direction
+            if direction is Direction.DO or step.undo is not None
         }
 
-    def read(self, stored: bytes) -> Any:
-        """The request that is stored with a saga."""
-        return self._contract.read(stored)
+    def read(self, kind: str, stored: bytes) -> Any:
+        """The request that is stored with a saga of this kind."""
+        return self._contracts[kind].read(stored)
 
     @property
     def full(self) -> bool:
@@ -258,7 +262,9 @@ class Engine:
                 by_epoch.setdefault(running.epoch, []).append(running)
         for epoch, group in by_epoch.items():
             ends = {
-                r.saga.saga_id: self._contract.answer(r.saga, r.request) for r in group if r.saga.state.ended
+                r.saga.saga_id: self._contracts[r.saga.kind].answer(r.saga, r.request)
+                for r in group
+                if r.saga.state.ended
             }
             owned = await self._write(group, epoch, ends)
             ended: list[Running] = []
@@ -282,7 +288,7 @@ class Engine:
             r.saga.saga_id: Announcement(
                 r.saga.merchant_id,
                 r.saga.order_id,
-                self._contract.event(r.saga, ends[r.saga.saga_id].message),
+                self._contracts[r.saga.kind].event(r.saga, ends[r.saga.saga_id].message),
                 telemetry.traceparent_of(r.span) if r.span else "",
             )
             for r in group

@@ -89,8 +89,8 @@ async def save_sagas(tx: Transaction, sagas: Sequence[Saga], epoch: int) -> set[
              AS n (merchant_id, saga_id, state, steps, history, reason, ended_at_ms)
         WHERE s.merchant_id = n.merchant_id AND s.saga_id = n.saga_id AND s.owner_epoch = %(epoch)s
           AND s.ended_at IS NULL
-          AND s.state = CASE WHEN n.state IN ('COMPENSATED', 'PARKED') THEN 'COMPENSATING'
-                             WHEN n.state = 'COMPLETED' THEN 'RUNNING' ELSE s.state END
+          AND s.state = CASE n.state WHEN 'COMPENSATED' THEN 'COMPENSATING' WHEN 'COMPLETED' THEN 'RUNNING'
+                                     ELSE s.state END
         RETURNING s.saga_id
         """,
         {
@@ -125,6 +125,40 @@ async def find_sagas(tx: Transaction, keys: Sequence[SagaKey]) -> list[StoredSag
         """,
         {"merchants": [m for m, _ in keys], "ids": [s for _, s in keys]},
     )
+    return [_stored(row) for row in rows]
+
+
+async def lock_sagas(tx: Transaction, keys: Sequence[SagaKey]) -> dict[SagaKey, StoredSaga]:
+    """Lock sagas, ascending; unknown ones are missing from the result."""
+    ordered = sorted(set(keys))
+    rows = await tx.fetch(
+        f"""
+        SELECT {_COLUMNS} FROM sagas
+        WHERE (merchant_id, saga_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
+        ORDER BY merchant_id, saga_id
+        FOR NO KEY UPDATE
+        """,
+        {"merchants": [m for m, _ in ordered], "ids": [s for _, s in ordered]},
+    )
+    return {stored.saga.key: stored for stored in map(_stored, rows)}
+
+
+_LATER = f"""
+SELECT {_COLUMNS} FROM sagas
+WHERE kind <> 'place' AND (merchant_id, order_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(orders)s::text[]))
+ORDER BY merchant_id, order_id, saga_id
+"""
+
+
+async def list_later(tx: Transaction, orders: Sequence[tuple[str, str]]) -> list[StoredSaga]:
+    """All sagas of orders, by (merchant, order id), but those that place them; an order's oldest first."""
+    rows = await tx.fetch(_LATER, {"merchants": [m for m, _ in orders], "orders": [o for _, o in orders]})
+    return [_stored(row) for row in rows]
+
+
+async def find_later(database: Database, merchant_id: str, order_id: str) -> list[StoredSaga]:
+    """As `list_later`, of one order."""
+    rows = await database.fetch(_LATER, {"merchants": [merchant_id], "orders": [order_id]})
     return [_stored(row) for row in rows]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from paymesh.orchestrator.v1 import events_pb2
+from paymesh.orchestrator.v1 import events_pb2, stored_pb2
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from services.orchestrator import domain, store
 from services.orchestrator.domain import (
@@ -29,7 +29,7 @@ from services.orchestrator.domain import (
     StepState,
     Turn,
 )
-from services.orchestrator.service import CONTRACT
+from services.orchestrator.service import CONTRACTS
 
 STEPS = {
     "reserve": ["DONE", 1, {"reservation_id": "res_1"}],
@@ -145,17 +145,70 @@ def test_an_event_is_made_of_the_bytes_of_the_answer(
 ) -> None:
     saga = domain.ended(_saga(), end, 99)
     request = pb.PlaceOrderRequest(order_reference="1001", lines=[pb.OrderLine(sku="mug", quantity=2)])
-    answer = CONTRACT.answer(saga, request).message
-    event = CONTRACT.event(saga, answer)
+    contract = CONTRACTS["place"]
+    answer = contract.answer(saga, request).message
+    event = contract.event(saga, answer)
     assert event.type == event_type.DESCRIPTOR.full_name
     assert event_type.FromString(event.payload) == event_type(order=answer.order)
     assert answer.order.state == pb.SagaState.Value(f"SAGA_STATE_{state}")
-    # That holds for whatever they may come to hold one day, as long as they have the same fields.
-    fields, of_answer = event_type.DESCRIPTOR.fields, pb.PlaceOrderResponse.DESCRIPTOR.fields
-    assert [(f.number, f.name, f.message_type) for f in fields] == [
-        (f.number, f.name, f.message_type) for f in of_answer
+    # That holds for whatever they may come to hold one day, as long as the one has the other's fields.
+    assert _fields(pb.PlaceOrderResponse) == [(1, "order", pb.Order.DESCRIPTOR)]
+    assert _fields(event_type)[:1] == _fields(pb.PlaceOrderResponse)
+
+
+def _fields(message: Any) -> list[tuple[int, str, Any]]:
+    return [(f.number, f.name, f.message_type) for f in message.DESCRIPTOR.fields]
+
+
+LATER = [
+    ("dispatch", State.COMPLETED, pb.DispatchOrderResponse, events_pb2.OrderDispatched, "DISPATCHED"),
+    ("dispatch", State.COMPENSATED, pb.DispatchOrderResponse, events_pb2.OrderDispatchRefused, "PLACED"),
+    ("dispatch", State.PARKED, pb.DispatchOrderResponse, events_pb2.OrderParked, "DISPATCHING"),
+    ("cancel", State.COMPLETED, pb.CancelOrderResponse, events_pb2.OrderCancelled, "CANCELLED"),
+    ("cancel", State.PARKED, pb.CancelOrderResponse, events_pb2.OrderParked, "CANCELLING"),
+    ("return", State.COMPLETED, pb.ReturnOrderResponse, events_pb2.OrderReturned, "RETURNED"),
+    (
+        "return",
+        State.COMPENSATED,
+        pb.ReturnOrderResponse,
+        events_pb2.OrderReturnRefused,
+        "PARTIALLY_RETURNED",
+    ),
+    ("return", State.PARKED, pb.ReturnOrderResponse, events_pb2.OrderParked, "PARTIALLY_RETURNED"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "response", "event_type", "stage"), LATER, ids=[f"{one[0]}-{one[1]}" for one in LATER]
+)
+def test_what_is_told_and_announced_of_a_placed_order(
+    kind: str, state: State, response: Any, event_type: Any, stage: str
+) -> None:
+    """The order as it was when the saga began, and what that has made of it."""
+    task = stored_pb2.OrderTask(lines=[pb.OrderLine(sku="mug", quantity=1)])
+    task.order.order_id = "ord_1"
+    task.order.lines.add(sku="mug", quantity=2)
+    task.order.amount.amount_minor, task.order.amount.currency = 900, "GBP"
+    if kind == "return":
+        task.order.returned_lines.add(sku="mug", quantity=1)
+        task.order.returned_amount.amount_minor, task.order.returned_amount.currency = 400, "GBP"
+        task.amount.amount_minor, task.amount.currency = 500, "GBP"
+    begun = domain.begin(domain.PLANS[kind], "mer_1", "saga_2", "ord_1", 1)
+    saga = begun._replace(position=begun.position._replace(state=state), ended_at_ms=2)
+    contract = CONTRACTS[kind]
+    answer = contract.answer(saga, contract.read(task.SerializeToString())).message
+    assert isinstance(answer, response)
+    assert answer.order.order_state == pb.OrderState.Value(f"ORDER_STATE_{stage}")
+    back = 2 if stage == "RETURNED" else int(kind == "return")
+    assert [(line.sku, line.quantity) for line in answer.order.returned_lines] == [("mug", back)][
+        : min(back, 1)
     ]
-    assert [f.message_type for f in fields] == [pb.Order.DESCRIPTOR]
+    assert answer.order.returned_amount.amount_minor == {0: 0, 1: 400, 2: 900}[back]
+    assert (answer.saga.saga_id, answer.saga.state) == ("saga_2", pb.SagaState.Value(f"SAGA_STATE_{state}"))
+    event = contract.event(saga, answer)
+    assert event.type == event_type.DESCRIPTOR.full_name
+    assert event_type.FromString(event.payload) == event_type(order=answer.order, saga=answer.saga)
+    assert _fields(event_type) == _fields(response)
 
 
 def test_facts_of_a_step_are_those_of_its_last_answer_and_of_those_before() -> None:

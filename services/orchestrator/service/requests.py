@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from services.kit.checks import (
     EMAIL_LENGTH_MAX,
@@ -12,7 +15,7 @@ from services.kit.checks import (
     is_email,
     is_ip_address,
 )
-from services.kit.money import AMOUNT_MINOR_MAX, is_currency
+from services.kit.money import AMOUNT_MINOR_MAX, Money, is_currency
 
 LINES_MAX = 1_000
 QUANTITY_MAX = 1_000_000
@@ -20,6 +23,60 @@ STREET_LINES_MAX = 10
 TEXT_MAX = 200
 TOKEN_MAX = 128
 POSTAL_CODE_MAX = 32
+
+
+class Wish(NamedTuple):
+    """What is wished for with a placed order."""
+
+    merchant_id: str
+    order_id: str
+    lines: Mapping[str, int] = {}
+    """For a return: pieces by sku, ascending; empty for all that is left."""
+    amount: Money | None = None
+    """For a return: None for all that is left."""
+    note: str = ""
+
+
+def parse_dispatch(request: pb.DispatchOrderRequest) -> Wish:
+    """The wish in a request. Raises Invalid."""
+    checks = _of_order(request)
+    checks.done()
+    return Wish(request.merchant_id, request.order_id)
+
+
+def parse_cancel(request: pb.CancelOrderRequest) -> Wish:
+    """The wish in a request. Raises Invalid."""
+    checks = _of_order(request)
+    checks.text("note", request.note, max_length=TEXT_MAX, optional=True)
+    checks.done()
+    return Wish(request.merchant_id, request.order_id, note=request.note)
+
+
+def parse_return(request: pb.ReturnOrderRequest) -> Wish:
+    """The wish in a request. Raises Invalid."""
+    checks = _of_order(request)
+    checks.text("note", request.note, max_length=TEXT_MAX, optional=True)
+    amount = None
+    if request.HasField("amount"):
+        checks.money("amount", request.amount.amount_minor, request.amount.currency)
+        amount = Money(request.amount.amount_minor, request.amount.currency)
+        checks.number("lines", len(request.lines), at_least=1, at_most=LINES_MAX)
+    elif request.lines:
+        checks.fail("amount", "must be given with the lines: an order does not know what one of them costs")
+    merged: dict[str, int] = {}
+    for place, line in enumerate(request.lines[:LINES_MAX]):
+        checks.text(f"lines[{place}].sku", line.sku)
+        checks.number(f"lines[{place}].quantity", line.quantity, at_least=1, at_most=QUANTITY_MAX)
+        merged[line.sku] = merged.get(line.sku, 0) + line.quantity
+    checks.done()
+    return Wish(request.merchant_id, request.order_id, dict(sorted(merged.items())), amount, request.note)
+
+
+def _of_order(request: pb.DispatchOrderRequest | pb.CancelOrderRequest | pb.ReturnOrderRequest) -> Checks:
+    checks = Checks()
+    checks.text("merchant_id", request.merchant_id)
+    checks.text("order_id", request.order_id)
+    return checks
 
 
 def parse_order(request: pb.PlaceOrderRequest) -> pb.PlaceOrderRequest:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from paymesh.orchestrator.v1 import orchestrator_pb2 as paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$paymesh/orchestrator/v1/events.proto\x12\x17paymesh.orchestrator.v1\x1a*paymesh/orchestrator/v1/orchestrator.proto\"<\n\x0bOrderPlaced\x12-\n\x05order\x18\x01 \x01(\x0b\x32\x1e.paymesh.orchestrator.v1.Order\"A\n\x10OrderCompensated\x12-\n\x05order\x18\x01 \x01(\x0b\x32\x1e.paymesh.orchestrator.v1.Order\"<\n\x0bOrderParked\x12-\n\x05order\x18\x01 \x01(\x0b\x32\x1e.paymesh.orchestrator.v1.Orderb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$paymesh/orchestrator/v1/events.proto\x12\x17paymesh.orchestrator.v1\x1a*paymesh/orchestrator/v1/orchestrator.proto\"<\n\x0bOrderPlaced\x12-\n\x05order\x18\x01 \x01(\x0b\x32\x1e.paymesh.orchestrator.v1.Order\"A\n\x10OrderCompensated\x12-\n\x05order\x18\x01 \x01(\x0b\x32\x1e.paymesh.orchestrator.v1.Order\"i\n\x0bOrderParked\x12-\n\x05order\x18\x01 \x01(\x0b\x32\x1e.paymesh.orchestrator.v1.Order\x12+\n\x04saga\x18\x02 \x01(\x0b\x32\x1d.paymesh.orchestrator.v1.Saga\"m\n\x0fOrderDispatched\x12-\n\x05order\x18\x01 \x01(\x0b\x32\x1e.paymesh.orchestrator.v1.Order\x12+\n\x04saga\x18\x02 \x01(\x0b\x32\x1d.paymesh.orchestrator.v1.Saga\"r\n\x14OrderDispatchRefused\x12-\n\x05order\x18\x01 \x01(\x0b\x32\x1e.paymesh.orchestrator.v1.Order\x12+\n\x04saga\x18\x02 \x01(\x0b\x32\x1d.paymesh.orchestrator.v1.Saga\"l\n\x0eOrderCancelled\x12-\n\x05order\x18\x01 \x01(\x0b\x32\x1e.paymesh.orchestrator.v1.Order\x12+\n\x04saga\x18\x02 \x01(\x0b\x32\x1d.paymesh.orchestrator.v1.Saga\"k\n\rOrderReturned\x12-\n\x05order\x18\x01 \x01(\x0b\x32\x1e.paymesh.orchestrator.v1.Order\x12+\n\x04saga\x18\x02 \x01(\x0b\x32\x1d.paymesh.orchestrator.v1.Saga\"p\n\x12OrderReturnRefused\x12-\n\x05order\x18\x01 \x01(\x0b\x32\x1e.paymesh.orchestrator.v1.Order\x12+\n\x04saga\x18\x02 \x01(\x0b\x32\x1d.paymesh.orchestrator.v1.Sagab\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,5 +37,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ORDERCOMPENSATED']._serialized_start=171
   _globals['_ORDERCOMPENSATED']._serialized_end=236
   _globals['_ORDERPARKED']._serialized_start=238
-  _globals['_ORDERPARKED']._serialized_end=298
+  _globals['_ORDERPARKED']._serialized_end=343
+  _globals['_ORDERDISPATCHED']._serialized_start=345
+  _globals['_ORDERDISPATCHED']._serialized_end=454
+  _globals['_ORDERDISPATCHREFUSED']._serialized_start=456
+  _globals['_ORDERDISPATCHREFUSED']._serialized_end=570
+  _globals['_ORDERCANCELLED']._serialized_start=572
+  _globals['_ORDERCANCELLED']._serialized_end=680
+  _globals['_ORDERRETURNED']._serialized_start=682
+  _globals['_ORDERRETURNED']._serialized_end=789
+  _globals['_ORDERRETURNREFUSED']._serialized_start=791
+  _globals['_ORDERRETURNREFUSED']._serialized_end=903
 # @@protoc_insertion_point(module_scope)

@@ -72,19 +72,175 @@ class OrderParked(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ORDER_FIELD_NUMBER: _builtins.int
+    SAGA_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def order(self) -> _orchestrator_pb2.Order:
         """The order as it stands."""
+
+    @_builtins.property
+    def saga(self) -> _orchestrator_pb2.Saga:
+        """What waits; unset when it is the saga that places the order."""
 
     def __init__(
         self,
         *,
         order: _orchestrator_pb2.Order | None = ...,
+        saga: _orchestrator_pb2.Saga | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OrderParked: _TypeAlias = OrderParked  # noqa: Y015
+
+@_typing.final
+class OrderDispatched(_message.Message):
+    """Announced when an order's money was captured and its goods have left."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    SAGA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def order(self) -> _orchestrator_pb2.Order:
+        """The order as it stood then."""
+
+    @_builtins.property
+    def saga(self) -> _orchestrator_pb2.Saga:
+        """The saga, without its history."""
+
+    def __init__(
+        self,
+        *,
+        order: _orchestrator_pb2.Order | None = ...,
+        saga: _orchestrator_pb2.Saga | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderDispatched: _TypeAlias = OrderDispatched  # noqa: Y015
+
+@_typing.final
+class OrderDispatchRefused(_message.Message):
+    """Announced when an order could not be dispatched: nothing has changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    SAGA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def order(self) -> _orchestrator_pb2.Order:
+        """The order as it stood then."""
+
+    @_builtins.property
+    def saga(self) -> _orchestrator_pb2.Saga:
+        """The saga, without its history."""
+
+    def __init__(
+        self,
+        *,
+        order: _orchestrator_pb2.Order | None = ...,
+        saga: _orchestrator_pb2.Saga | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderDispatchRefused: _TypeAlias = OrderDispatchRefused  # noqa: Y015
+
+@_typing.final
+class OrderCancelled(_message.Message):
+    """Announced when an order was cancelled before it was dispatched."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    SAGA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def order(self) -> _orchestrator_pb2.Order:
+        """The order as it stood then."""
+
+    @_builtins.property
+    def saga(self) -> _orchestrator_pb2.Saga:
+        """The saga, without its history."""
+
+    def __init__(
+        self,
+        *,
+        order: _orchestrator_pb2.Order | None = ...,
+        saga: _orchestrator_pb2.Saga | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderCancelled: _TypeAlias = OrderCancelled  # noqa: Y015
+
+@_typing.final
+class OrderReturned(_message.Message):
+    """Announced when goods of an order came back and were refunded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    SAGA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def order(self) -> _orchestrator_pb2.Order:
+        """The order as it stood then."""
+
+    @_builtins.property
+    def saga(self) -> _orchestrator_pb2.Saga:
+        """The saga, without its history."""
+
+    def __init__(
+        self,
+        *,
+        order: _orchestrator_pb2.Order | None = ...,
+        saga: _orchestrator_pb2.Saga | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderReturned: _TypeAlias = OrderReturned  # noqa: Y015
+
+@_typing.final
+class OrderReturnRefused(_message.Message):
+    """Announced when a return was refused: nothing has changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    SAGA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def order(self) -> _orchestrator_pb2.Order:
+        """The order as it stood then."""
+
+    @_builtins.property
+    def saga(self) -> _orchestrator_pb2.Saga:
+        """The saga, without its history."""
+
+    def __init__(
+        self,
+        *,
+        order: _orchestrator_pb2.Order | None = ...,
+        saga: _orchestrator_pb2.Saga | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderReturnRefused: _TypeAlias = OrderReturnRefused  # noqa: Y015

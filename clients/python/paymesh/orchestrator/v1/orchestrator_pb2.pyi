@@ -41,10 +41,12 @@ class _SagaStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SagaState.V
     SAGA_STATE_COMPENSATED: _SagaState.ValueType  # 4
     """Everything that was done is undone. Final."""
     SAGA_STATE_PARKED: _SagaState.ValueType  # 5
-    """Waits for a person: an undo was refused or ran out of attempts."""
+    """Waits for a person: an undo, or a step that cannot be turned back from, was
+    refused or ran out of attempts.
+    """
 
 class SagaState(_SagaState, metaclass=_SagaStateEnumTypeWrapper):
-    """Where a saga stands, and with it the order that it places."""
+    """Where a saga stands."""
 
 SAGA_STATE_UNSPECIFIED: SagaState.ValueType  # 0
 """Never sent."""
@@ -57,8 +59,62 @@ SAGA_STATE_COMPENSATING: SagaState.ValueType  # 3
 SAGA_STATE_COMPENSATED: SagaState.ValueType  # 4
 """Everything that was done is undone. Final."""
 SAGA_STATE_PARKED: SagaState.ValueType  # 5
-"""Waits for a person: an undo was refused or ran out of attempts."""
+"""Waits for a person: an undo, or a step that cannot be turned back from, was
+refused or ran out of attempts.
+"""
 Global___SagaState: _TypeAlias = SagaState  # noqa: Y015
+
+class _OrderState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OrderStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OrderState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ORDER_STATE_UNSPECIFIED: _OrderState.ValueType  # 0
+    """Sent by servers that do not know of this."""
+    ORDER_STATE_PLACING: _OrderState.ValueType  # 1
+    """On its way to be placed, or parked on that way."""
+    ORDER_STATE_NOT_PLACED: _OrderState.ValueType  # 2
+    """Its placing was undone, or is being undone; it never came about."""
+    ORDER_STATE_PLACED: _OrderState.ValueType  # 3
+    """Its stock is reserved, its money is held and its shipment is booked."""
+    ORDER_STATE_DISPATCHING: _OrderState.ValueType  # 4
+    """Being dispatched, or parked on that way."""
+    ORDER_STATE_DISPATCHED: _OrderState.ValueType  # 5
+    """Its money is captured and its goods have left."""
+    ORDER_STATE_CANCELLING: _OrderState.ValueType  # 6
+    """Being cancelled, or parked on that way."""
+    ORDER_STATE_CANCELLED: _OrderState.ValueType  # 7
+    """Cancelled before it was dispatched; it holds nothing. Final."""
+    ORDER_STATE_PARTIALLY_RETURNED: _OrderState.ValueType  # 8
+    """Some of the goods came back."""
+    ORDER_STATE_RETURNED: _OrderState.ValueType  # 9
+    """All of the goods came back. Final."""
+
+class OrderState(_OrderState, metaclass=_OrderStateEnumTypeWrapper):
+    """Where an order stands."""
+
+ORDER_STATE_UNSPECIFIED: OrderState.ValueType  # 0
+"""Sent by servers that do not know of this."""
+ORDER_STATE_PLACING: OrderState.ValueType  # 1
+"""On its way to be placed, or parked on that way."""
+ORDER_STATE_NOT_PLACED: OrderState.ValueType  # 2
+"""Its placing was undone, or is being undone; it never came about."""
+ORDER_STATE_PLACED: OrderState.ValueType  # 3
+"""Its stock is reserved, its money is held and its shipment is booked."""
+ORDER_STATE_DISPATCHING: OrderState.ValueType  # 4
+"""Being dispatched, or parked on that way."""
+ORDER_STATE_DISPATCHED: OrderState.ValueType  # 5
+"""Its money is captured and its goods have left."""
+ORDER_STATE_CANCELLING: OrderState.ValueType  # 6
+"""Being cancelled, or parked on that way."""
+ORDER_STATE_CANCELLED: OrderState.ValueType  # 7
+"""Cancelled before it was dispatched; it holds nothing. Final."""
+ORDER_STATE_PARTIALLY_RETURNED: OrderState.ValueType  # 8
+"""Some of the goods came back."""
+ORDER_STATE_RETURNED: OrderState.ValueType  # 9
+"""All of the goods came back. Final."""
+Global___OrderState: _TypeAlias = OrderState  # noqa: Y015
 
 class _Direction:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -267,6 +323,9 @@ class Order(_message.Message):
     SHIPMENT_ID_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
+    ORDER_STATE_FIELD_NUMBER: _builtins.int
+    RETURNED_LINES_FIELD_NUMBER: _builtins.int
+    RETURNED_AMOUNT_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
     """The merchant that sells."""
     order_id: _builtins.str
@@ -276,16 +335,18 @@ class Order(_message.Message):
     order_reference: _builtins.str
     """The merchant's own name for the order; may be empty."""
     state: Global___SagaState.ValueType
-    """Where it stands."""
+    """Where the saga that places it stands."""
     reservation_id: _builtins.str
     """The reservation of its stock, when made."""
     payment_id: _builtins.str
     """Its payment, when begun."""
     shipment_id: _builtins.str
     """Its shipment, when booked."""
+    order_state: Global___OrderState.ValueType
+    """Where the order stands."""
     @_builtins.property
     def reason(self) -> Global___Reason:
-        """Why it was undone or parked; unset otherwise."""
+        """Why its placing was undone or parked; unset otherwise."""
 
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
@@ -301,7 +362,15 @@ class Order(_message.Message):
 
     @_builtins.property
     def ended_at(self) -> _timestamp_pb2.Timestamp:
-        """When it ended; unset before."""
+        """When its placing ended; unset before."""
+
+    @_builtins.property
+    def returned_lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderLine]:
+        """What came back so far, one line per sku, ascending."""
+
+    @_builtins.property
+    def returned_amount(self) -> _money_pb2.Money:
+        """What was refunded for that; unset while nothing was."""
 
     def __init__(
         self,
@@ -319,10 +388,13 @@ class Order(_message.Message):
         shipment_id: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
+        order_state: Global___OrderState.ValueType = ...,
+        returned_lines: _abc.Iterable[Global___OrderLine] | None = ...,
+        returned_amount: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "created_at", b"created_at", "ended_at", b"ended_at", "reason", b"reason"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "created_at", b"created_at", "ended_at", b"ended_at", "reason", b"reason", "returned_amount", b"returned_amount"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "created_at", b"created_at", "ended_at", b"ended_at", "lines", b"lines", "merchant_id", b"merchant_id", "order_id", b"order_id", "order_reference", b"order_reference", "payment_id", b"payment_id", "reason", b"reason", "reservation_id", b"reservation_id", "saga_id", b"saga_id", "shipment_id", b"shipment_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "created_at", b"created_at", "ended_at", b"ended_at", "lines", b"lines", "merchant_id", b"merchant_id", "order_id", b"order_id", "order_reference", b"order_reference", "order_state", b"order_state", "payment_id", b"payment_id", "reason", b"reason", "reservation_id", b"reservation_id", "returned_amount", b"returned_amount", "returned_lines", b"returned_lines", "saga_id", b"saga_id", "shipment_id", b"shipment_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -352,7 +424,7 @@ class Saga(_message.Message):
     order_id: _builtins.str
     """The order it works on."""
     kind: _builtins.str
-    """What it does, for example "place"."""
+    """What it does: "place", "dispatch", "cancel" or "return"."""
     state: Global___SagaState.ValueType
     """Where it stands."""
     owner_epoch: _builtins.int
@@ -599,6 +671,547 @@ class BatchPlaceOrdersResponse(_message.Message):
 Global___BatchPlaceOrdersResponse: _TypeAlias = BatchPlaceOrdersResponse  # noqa: Y015
 
 @_typing.final
+class DispatchOrderRequest(_message.Message):
+    """See DispatchOrder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """The merchant, 1 to 64 characters."""
+    order_id: _builtins.str
+    """The order, 1 to 64 characters."""
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        order_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["merchant_id", b"merchant_id", "order_id", b"order_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DispatchOrderRequest: _TypeAlias = DispatchOrderRequest  # noqa: Y015
+
+@_typing.final
+class DispatchOrderResponse(_message.Message):
+    """See DispatchOrder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    SAGA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def order(self) -> Global___Order:
+        """The order as it stood when the saga had ended."""
+
+    @_builtins.property
+    def saga(self) -> Global___Saga:
+        """The saga, without its history: COMPLETED, COMPENSATED or PARKED."""
+
+    def __init__(
+        self,
+        *,
+        order: Global___Order | None = ...,
+        saga: Global___Saga | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DispatchOrderResponse: _TypeAlias = DispatchOrderResponse  # noqa: Y015
+
+@_typing.final
+class DispatchOrderItem(_message.Message):
+    """One DispatchOrder in a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Idempotency key of this item, 1 to 255 printable ASCII characters."""
+    traceparent: _builtins.str
+    """W3C traceparent of this item; empty when it is not traced."""
+    @_builtins.property
+    def request(self) -> Global___DispatchOrderRequest:
+        """The command."""
+
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+        request: Global___DispatchOrderRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "request", b"request", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DispatchOrderItem: _TypeAlias = DispatchOrderItem  # noqa: Y015
+
+@_typing.final
+class DispatchOrderResult(_message.Message):
+    """What became of one DispatchOrder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True when the outcome is that of an earlier call with the key."""
+    @_builtins.property
+    def response(self) -> Global___DispatchOrderResponse:
+        """It was done, now or by an earlier call with the key."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """It was not."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___DispatchOrderResponse | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "replayed", b"replayed", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___DispatchOrderResult: _TypeAlias = DispatchOrderResult  # noqa: Y015
+
+@_typing.final
+class BatchDispatchOrdersRequest(_message.Message):
+    """See BatchDispatchOrders."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___DispatchOrderItem]:
+        """1 to 1,000 commands."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___DispatchOrderItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchDispatchOrdersRequest: _TypeAlias = BatchDispatchOrdersRequest  # noqa: Y015
+
+@_typing.final
+class BatchDispatchOrdersResponse(_message.Message):
+    """See BatchDispatchOrders."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___DispatchOrderResult]:
+        """One per item, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___DispatchOrderResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchDispatchOrdersResponse: _TypeAlias = BatchDispatchOrdersResponse  # noqa: Y015
+
+@_typing.final
+class CancelOrderRequest(_message.Message):
+    """See CancelOrder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """The merchant, 1 to 64 characters."""
+    order_id: _builtins.str
+    """The order, 1 to 64 characters."""
+    note: _builtins.str
+    """Why, for the audit trail, 0 to 200 characters."""
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        order_id: _builtins.str = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["merchant_id", b"merchant_id", "note", b"note", "order_id", b"order_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelOrderRequest: _TypeAlias = CancelOrderRequest  # noqa: Y015
+
+@_typing.final
+class CancelOrderResponse(_message.Message):
+    """See CancelOrder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    SAGA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def order(self) -> Global___Order:
+        """The order as it stood when the saga had ended."""
+
+    @_builtins.property
+    def saga(self) -> Global___Saga:
+        """The saga, without its history: COMPLETED or PARKED."""
+
+    def __init__(
+        self,
+        *,
+        order: Global___Order | None = ...,
+        saga: Global___Saga | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelOrderResponse: _TypeAlias = CancelOrderResponse  # noqa: Y015
+
+@_typing.final
+class CancelOrderItem(_message.Message):
+    """One CancelOrder in a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Idempotency key of this item, 1 to 255 printable ASCII characters."""
+    traceparent: _builtins.str
+    """W3C traceparent of this item; empty when it is not traced."""
+    @_builtins.property
+    def request(self) -> Global___CancelOrderRequest:
+        """The command."""
+
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+        request: Global___CancelOrderRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "request", b"request", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelOrderItem: _TypeAlias = CancelOrderItem  # noqa: Y015
+
+@_typing.final
+class CancelOrderResult(_message.Message):
+    """What became of one CancelOrder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True when the outcome is that of an earlier call with the key."""
+    @_builtins.property
+    def response(self) -> Global___CancelOrderResponse:
+        """It was done, now or by an earlier call with the key."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """It was not."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___CancelOrderResponse | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "replayed", b"replayed", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___CancelOrderResult: _TypeAlias = CancelOrderResult  # noqa: Y015
+
+@_typing.final
+class BatchCancelOrdersRequest(_message.Message):
+    """See BatchCancelOrders."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CancelOrderItem]:
+        """1 to 1,000 commands."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___CancelOrderItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCancelOrdersRequest: _TypeAlias = BatchCancelOrdersRequest  # noqa: Y015
+
+@_typing.final
+class BatchCancelOrdersResponse(_message.Message):
+    """See BatchCancelOrders."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CancelOrderResult]:
+        """One per item, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___CancelOrderResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCancelOrdersResponse: _TypeAlias = BatchCancelOrdersResponse  # noqa: Y015
+
+@_typing.final
+class ReturnOrderRequest(_message.Message):
+    """See ReturnOrder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """The merchant, 1 to 64 characters."""
+    order_id: _builtins.str
+    """The order, 1 to 64 characters."""
+    note: _builtins.str
+    """Why, for the audit trail, 0 to 200 characters."""
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderLine]:
+        """What comes back, 1 to 1,000 lines; the same sku may stand in several, the
+        quantities add up. Empty, with `amount` unset, for all that has not come
+        back yet.
+        """
+
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """What is refunded for it, in the order's currency. Set exactly when there
+        are lines; otherwise all that was charged and not refunded yet.
+        """
+
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        order_id: _builtins.str = ...,
+        lines: _abc.Iterable[Global___OrderLine] | None = ...,
+        amount: _money_pb2.Money | None = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "lines", b"lines", "merchant_id", b"merchant_id", "note", b"note", "order_id", b"order_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnOrderRequest: _TypeAlias = ReturnOrderRequest  # noqa: Y015
+
+@_typing.final
+class ReturnOrderResponse(_message.Message):
+    """See ReturnOrder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    SAGA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def order(self) -> Global___Order:
+        """The order as it stood when the saga had ended."""
+
+    @_builtins.property
+    def saga(self) -> Global___Saga:
+        """The saga, without its history: COMPLETED, COMPENSATED or PARKED."""
+
+    def __init__(
+        self,
+        *,
+        order: Global___Order | None = ...,
+        saga: Global___Saga | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnOrderResponse: _TypeAlias = ReturnOrderResponse  # noqa: Y015
+
+@_typing.final
+class ReturnOrderItem(_message.Message):
+    """One ReturnOrder in a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Idempotency key of this item, 1 to 255 printable ASCII characters."""
+    traceparent: _builtins.str
+    """W3C traceparent of this item; empty when it is not traced."""
+    @_builtins.property
+    def request(self) -> Global___ReturnOrderRequest:
+        """The command."""
+
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+        request: Global___ReturnOrderRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "request", b"request", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnOrderItem: _TypeAlias = ReturnOrderItem  # noqa: Y015
+
+@_typing.final
+class ReturnOrderResult(_message.Message):
+    """What became of one ReturnOrder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True when the outcome is that of an earlier call with the key."""
+    @_builtins.property
+    def response(self) -> Global___ReturnOrderResponse:
+        """It was done, now or by an earlier call with the key."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """It was not."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___ReturnOrderResponse | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "replayed", b"replayed", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___ReturnOrderResult: _TypeAlias = ReturnOrderResult  # noqa: Y015
+
+@_typing.final
+class BatchReturnOrdersRequest(_message.Message):
+    """See BatchReturnOrders."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReturnOrderItem]:
+        """1 to 1,000 commands."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___ReturnOrderItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchReturnOrdersRequest: _TypeAlias = BatchReturnOrdersRequest  # noqa: Y015
+
+@_typing.final
+class BatchReturnOrdersResponse(_message.Message):
+    """See BatchReturnOrders."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReturnOrderResult]:
+        """One per item, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ReturnOrderResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchReturnOrdersResponse: _TypeAlias = BatchReturnOrdersResponse  # noqa: Y015
+
+@_typing.final
 class GetOrderRequest(_message.Message):
     """See GetOrder."""
 
@@ -632,6 +1245,8 @@ class GetOrderResponse(_message.Message):
 
     ORDER_FIELD_NUMBER: _builtins.int
     SAGA_FIELD_NUMBER: _builtins.int
+    SAGAS_FIELD_NUMBER: _builtins.int
+    PAYMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def order(self) -> Global___Order:
         """The order."""
@@ -640,15 +1255,27 @@ class GetOrderResponse(_message.Message):
     def saga(self) -> Global___Saga:
         """The saga that places it, with its history."""
 
+    @_builtins.property
+    def sagas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Saga]:
+        """All its sagas, oldest first, with their histories."""
+
+    @_builtins.property
+    def payment(self) -> _payment_pb2.Payment:
+        """Its payment as it stands: what is authorized, held, captured and refunded.
+        Unset when there is none, and when payment does not answer in time.
+        """
+
     def __init__(
         self,
         *,
         order: Global___Order | None = ...,
         saga: Global___Saga | None = ...,
+        sagas: _abc.Iterable[Global___Saga] | None = ...,
+        payment: _payment_pb2.Payment | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "payment", b"payment", "saga", b"saga"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "payment", b"payment", "saga", b"saga", "sagas", b"sagas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -688,6 +1315,7 @@ class WatchOrderResponse(_message.Message):
 
     ORDER_FIELD_NUMBER: _builtins.int
     SAGA_FIELD_NUMBER: _builtins.int
+    SAGAS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def order(self) -> Global___Order:
         """The order as it stands."""
@@ -696,15 +1324,20 @@ class WatchOrderResponse(_message.Message):
     def saga(self) -> Global___Saga:
         """The saga that places it, with its history."""
 
+    @_builtins.property
+    def sagas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Saga]:
+        """All its sagas, oldest first, with their histories."""
+
     def __init__(
         self,
         *,
         order: Global___Order | None = ...,
         saga: Global___Saga | None = ...,
+        sagas: _abc.Iterable[Global___Saga] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "saga", b"saga", "sagas", b"sagas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

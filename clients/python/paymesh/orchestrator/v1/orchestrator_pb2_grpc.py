@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class OrchestratorServiceStub:
     """Takes an order through inventory, payment and shipping, and undoes what was
-    done when one of them says no.
+    done when one of them says no; then out of the door, or back before that, and
+    takes back what the customer returns.
 
     Every mutating call carries an idempotency key: the metadata
     `idempotency-key` on a single call, a field per item in a batch. Repeating a
@@ -55,6 +56,36 @@ class OrchestratorServiceStub:
                 request_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchPlaceOrdersRequest.SerializeToString,
                 response_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchPlaceOrdersResponse.FromString,
                 _registered_method=True)
+        self.DispatchOrder = channel.unary_unary(
+                '/paymesh.orchestrator.v1.OrchestratorService/DispatchOrder',
+                request_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.DispatchOrderRequest.SerializeToString,
+                response_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.DispatchOrderResponse.FromString,
+                _registered_method=True)
+        self.BatchDispatchOrders = channel.unary_unary(
+                '/paymesh.orchestrator.v1.OrchestratorService/BatchDispatchOrders',
+                request_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchDispatchOrdersRequest.SerializeToString,
+                response_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchDispatchOrdersResponse.FromString,
+                _registered_method=True)
+        self.CancelOrder = channel.unary_unary(
+                '/paymesh.orchestrator.v1.OrchestratorService/CancelOrder',
+                request_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelOrderRequest.SerializeToString,
+                response_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelOrderResponse.FromString,
+                _registered_method=True)
+        self.BatchCancelOrders = channel.unary_unary(
+                '/paymesh.orchestrator.v1.OrchestratorService/BatchCancelOrders',
+                request_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchCancelOrdersRequest.SerializeToString,
+                response_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchCancelOrdersResponse.FromString,
+                _registered_method=True)
+        self.ReturnOrder = channel.unary_unary(
+                '/paymesh.orchestrator.v1.OrchestratorService/ReturnOrder',
+                request_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ReturnOrderRequest.SerializeToString,
+                response_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ReturnOrderResponse.FromString,
+                _registered_method=True)
+        self.BatchReturnOrders = channel.unary_unary(
+                '/paymesh.orchestrator.v1.OrchestratorService/BatchReturnOrders',
+                request_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchReturnOrdersRequest.SerializeToString,
+                response_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchReturnOrdersResponse.FromString,
+                _registered_method=True)
         self.GetOrder = channel.unary_unary(
                 '/paymesh.orchestrator.v1.OrchestratorService/GetOrder',
                 request_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetOrderRequest.SerializeToString,
@@ -79,7 +110,8 @@ class OrchestratorServiceStub:
 
 class OrchestratorServiceServicer:
     """Takes an order through inventory, payment and shipping, and undoes what was
-    done when one of them says no.
+    done when one of them says no; then out of the door, or back before that, and
+    takes back what the customer returns.
 
     Every mutating call carries an idempotency key: the metadata
     `idempotency-key` on a single call, a field per item in a batch. Repeating a
@@ -110,9 +142,82 @@ class OrchestratorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DispatchOrder(self, request, context):
+        """Sends a placed order out of the door: captures its payment, hands the
+        shipment to the carrier and commits the stock, in this order. Answers when
+        that has ended. Once the money is captured it only goes forward, and what
+        cannot be done then waits for a person (`saga` is PARKED). When the payment
+        cannot be captured, because its authorization has expired for example,
+        nothing has happened: a result, not an error, with the order PLACED as
+        before and a saga that is COMPENSATED and says why.
+
+        A repeat with the key returns the first result. A second call with another
+        key is refused with ORDER_DISPATCHED once the order has left; after one that
+        came to nothing it is another attempt. Refused with ORDER_CANCELLED,
+        ORDER_NOT_PLACED (its placing was undone or is parked) or ORDER_PARKED (a
+        person has to settle what was begun before). Of everything that is asked of
+        one order at a time one is begun, and the others are ABORTED
+        (KIND_IN_PROGRESS, ORDER_BUSY) without effect: ask again with the same key.
+        NOT_FOUND for an unknown order. Once accepted it is carried to its end even
+        when the caller goes away; see PlaceOrder.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchDispatchOrders(self, request, context):
+        """DispatchOrder for a list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelOrder(self, request, context):
+        """Undoes a placed order that has not been dispatched: cancels the shipment,
+        lets go of the money and gives the stock back. It only goes forward; what
+        cannot be done waits for a person (`saga` is PARKED). A repeat with the key
+        returns the first result; a second call with another key is refused with
+        ORDER_CANCELLED. Refused with ORDER_DISPATCHED (return it instead), and
+        otherwise like DispatchOrder: of a cancellation and a dispatch at the same
+        moment exactly one is carried out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCancelOrders(self, request, context):
+        """CancelOrder for a list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReturnOrder(self, request, context):
+        """Takes back what was dispatched, all of it or a part: refunds the money, then
+        puts the goods on the shelf again. Once or several times; the sums never
+        exceed what was sold and what was charged. When the refund is refused,
+        nothing has happened: a result with a saga that is COMPENSATED and says why.
+        After the refund it only goes forward. A repeat with the key returns the
+        first result and gives nothing back; a second call with another key is
+        another return. Refused with ORDER_NOT_DISPATCHED, ORDER_CANCELLED,
+        ORDER_RETURNED (all of it came back before), RETURN_EXCEEDS_SOLD,
+        RETURN_EXCEEDS_CHARGED or CURRENCY_MISMATCH, and otherwise like
+        DispatchOrder.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchReturnOrders(self, request, context):
+        """ReturnOrder for a list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetOrder(self, request, context):
-        """An order as it stands, with the story of its saga. NOT_FOUND when there is
-        none.
+        """An order as it stands, with its payment and the stories of all its sagas.
+        NOT_FOUND when there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,8 +225,8 @@ class OrchestratorServiceServicer:
 
     def WatchOrder(self, request, context):
         """Sends the order as it stands, then again whenever it has changed, and ends
-        after the order has. A second call starts again with the order as it
-        stands. NOT_FOUND when there is none.
+        when nothing of it is under way any more. A second call starts again with
+        the order as it stands. NOT_FOUND when there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,6 +259,36 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     request_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchPlaceOrdersRequest.FromString,
                     response_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchPlaceOrdersResponse.SerializeToString,
             ),
+            'DispatchOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.DispatchOrder,
+                    request_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.DispatchOrderRequest.FromString,
+                    response_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.DispatchOrderResponse.SerializeToString,
+            ),
+            'BatchDispatchOrders': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchDispatchOrders,
+                    request_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchDispatchOrdersRequest.FromString,
+                    response_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchDispatchOrdersResponse.SerializeToString,
+            ),
+            'CancelOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelOrder,
+                    request_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelOrderRequest.FromString,
+                    response_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelOrderResponse.SerializeToString,
+            ),
+            'BatchCancelOrders': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCancelOrders,
+                    request_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchCancelOrdersRequest.FromString,
+                    response_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchCancelOrdersResponse.SerializeToString,
+            ),
+            'ReturnOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReturnOrder,
+                    request_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ReturnOrderRequest.FromString,
+                    response_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ReturnOrderResponse.SerializeToString,
+            ),
+            'BatchReturnOrders': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchReturnOrders,
+                    request_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchReturnOrdersRequest.FromString,
+                    response_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchReturnOrdersResponse.SerializeToString,
+            ),
             'GetOrder': grpc.unary_unary_rpc_method_handler(
                     servicer.GetOrder,
                     request_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetOrderRequest.FromString,
@@ -184,7 +319,8 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class OrchestratorService:
     """Takes an order through inventory, payment and shipping, and undoes what was
-    done when one of them says no.
+    done when one of them says no; then out of the door, or back before that, and
+    takes back what the customer returns.
 
     Every mutating call carries an idempotency key: the metadata
     `idempotency-key` on a single call, a field per item in a batch. Repeating a
@@ -240,6 +376,168 @@ class OrchestratorService:
             '/paymesh.orchestrator.v1.OrchestratorService/BatchPlaceOrders',
             paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchPlaceOrdersRequest.SerializeToString,
             paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchPlaceOrdersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DispatchOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.orchestrator.v1.OrchestratorService/DispatchOrder',
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.DispatchOrderRequest.SerializeToString,
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.DispatchOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchDispatchOrders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.orchestrator.v1.OrchestratorService/BatchDispatchOrders',
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchDispatchOrdersRequest.SerializeToString,
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchDispatchOrdersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.orchestrator.v1.OrchestratorService/CancelOrder',
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelOrderRequest.SerializeToString,
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CancelOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCancelOrders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.orchestrator.v1.OrchestratorService/BatchCancelOrders',
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchCancelOrdersRequest.SerializeToString,
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchCancelOrdersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReturnOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.orchestrator.v1.OrchestratorService/ReturnOrder',
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ReturnOrderRequest.SerializeToString,
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ReturnOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchReturnOrders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.orchestrator.v1.OrchestratorService/BatchReturnOrders',
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchReturnOrdersRequest.SerializeToString,
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchReturnOrdersResponse.FromString,
             options,
             channel_credentials,
             insecure,

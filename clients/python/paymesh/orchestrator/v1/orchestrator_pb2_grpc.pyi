@@ -13,7 +13,8 @@ GRPC_VERSION: str
 
 class OrchestratorServiceStub:
     """Takes an order through inventory, payment and shipping, and undoes what was
-    done when one of them says no.
+    done when one of them says no; then out of the door, or back before that, and
+    takes back what the customer returns.
 
     Every mutating call carries an idempotency key: the metadata
     `idempotency-key` on a single call, a field per item in a batch. Repeating a
@@ -36,14 +37,60 @@ class OrchestratorServiceStub:
     """
     BatchPlaceOrders: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.BatchPlaceOrdersRequest, _orchestrator_pb2.BatchPlaceOrdersResponse]
     """PlaceOrder for a list."""
+    DispatchOrder: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.DispatchOrderRequest, _orchestrator_pb2.DispatchOrderResponse]
+    """Sends a placed order out of the door: captures its payment, hands the
+    shipment to the carrier and commits the stock, in this order. Answers when
+    that has ended. Once the money is captured it only goes forward, and what
+    cannot be done then waits for a person (`saga` is PARKED). When the payment
+    cannot be captured, because its authorization has expired for example,
+    nothing has happened: a result, not an error, with the order PLACED as
+    before and a saga that is COMPENSATED and says why.
+
+    A repeat with the key returns the first result. A second call with another
+    key is refused with ORDER_DISPATCHED once the order has left; after one that
+    came to nothing it is another attempt. Refused with ORDER_CANCELLED,
+    ORDER_NOT_PLACED (its placing was undone or is parked) or ORDER_PARKED (a
+    person has to settle what was begun before). Of everything that is asked of
+    one order at a time one is begun, and the others are ABORTED
+    (KIND_IN_PROGRESS, ORDER_BUSY) without effect: ask again with the same key.
+    NOT_FOUND for an unknown order. Once accepted it is carried to its end even
+    when the caller goes away; see PlaceOrder.
+    """
+    BatchDispatchOrders: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.BatchDispatchOrdersRequest, _orchestrator_pb2.BatchDispatchOrdersResponse]
+    """DispatchOrder for a list."""
+    CancelOrder: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.CancelOrderRequest, _orchestrator_pb2.CancelOrderResponse]
+    """Undoes a placed order that has not been dispatched: cancels the shipment,
+    lets go of the money and gives the stock back. It only goes forward; what
+    cannot be done waits for a person (`saga` is PARKED). A repeat with the key
+    returns the first result; a second call with another key is refused with
+    ORDER_CANCELLED. Refused with ORDER_DISPATCHED (return it instead), and
+    otherwise like DispatchOrder: of a cancellation and a dispatch at the same
+    moment exactly one is carried out.
+    """
+    BatchCancelOrders: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.BatchCancelOrdersRequest, _orchestrator_pb2.BatchCancelOrdersResponse]
+    """CancelOrder for a list."""
+    ReturnOrder: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ReturnOrderRequest, _orchestrator_pb2.ReturnOrderResponse]
+    """Takes back what was dispatched, all of it or a part: refunds the money, then
+    puts the goods on the shelf again. Once or several times; the sums never
+    exceed what was sold and what was charged. When the refund is refused,
+    nothing has happened: a result with a saga that is COMPENSATED and says why.
+    After the refund it only goes forward. A repeat with the key returns the
+    first result and gives nothing back; a second call with another key is
+    another return. Refused with ORDER_NOT_DISPATCHED, ORDER_CANCELLED,
+    ORDER_RETURNED (all of it came back before), RETURN_EXCEEDS_SOLD,
+    RETURN_EXCEEDS_CHARGED or CURRENCY_MISMATCH, and otherwise like
+    DispatchOrder.
+    """
+    BatchReturnOrders: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.BatchReturnOrdersRequest, _orchestrator_pb2.BatchReturnOrdersResponse]
+    """ReturnOrder for a list."""
     GetOrder: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetOrderRequest, _orchestrator_pb2.GetOrderResponse]
-    """An order as it stands, with the story of its saga. NOT_FOUND when there is
-    none.
+    """An order as it stands, with its payment and the stories of all its sagas.
+    NOT_FOUND when there is none.
     """
     WatchOrder: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.WatchOrderRequest, _orchestrator_pb2.WatchOrderResponse]
     """Sends the order as it stands, then again whenever it has changed, and ends
-    after the order has. A second call starts again with the order as it
-    stands. NOT_FOUND when there is none.
+    when nothing of it is under way any more. A second call starts again with
+    the order as it stands. NOT_FOUND when there is none.
     """
     ListSagas: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListSagasRequest, _orchestrator_pb2.ListSagasResponse]
     """A merchant's sagas, newest first."""
@@ -52,7 +99,8 @@ class OrchestratorServiceStub:
 
 class OrchestratorServiceServicer:
     """Takes an order through inventory, payment and shipping, and undoes what was
-    done when one of them says no.
+    done when one of them says no; then out of the door, or back before that, and
+    takes back what the customer returns.
 
     Every mutating call carries an idempotency key: the metadata
     `idempotency-key` on a single call, a field per item in a batch. Repeating a
@@ -84,13 +132,89 @@ class OrchestratorServiceServicer:
     ) -> _abc.Awaitable[_orchestrator_pb2.BatchPlaceOrdersResponse]:
         """PlaceOrder for a list."""
 
+    def DispatchOrder(
+        self,
+        request: _orchestrator_pb2.DispatchOrderRequest,
+        context: _aio.ServicerContext[_orchestrator_pb2.DispatchOrderRequest, _abc.Awaitable[_orchestrator_pb2.DispatchOrderResponse]],
+    ) -> _abc.Awaitable[_orchestrator_pb2.DispatchOrderResponse]:
+        """Sends a placed order out of the door: captures its payment, hands the
+        shipment to the carrier and commits the stock, in this order. Answers when
+        that has ended. Once the money is captured it only goes forward, and what
+        cannot be done then waits for a person (`saga` is PARKED). When the payment
+        cannot be captured, because its authorization has expired for example,
+        nothing has happened: a result, not an error, with the order PLACED as
+        before and a saga that is COMPENSATED and says why.
+
+        A repeat with the key returns the first result. A second call with another
+        key is refused with ORDER_DISPATCHED once the order has left; after one that
+        came to nothing it is another attempt. Refused with ORDER_CANCELLED,
+        ORDER_NOT_PLACED (its placing was undone or is parked) or ORDER_PARKED (a
+        person has to settle what was begun before). Of everything that is asked of
+        one order at a time one is begun, and the others are ABORTED
+        (KIND_IN_PROGRESS, ORDER_BUSY) without effect: ask again with the same key.
+        NOT_FOUND for an unknown order. Once accepted it is carried to its end even
+        when the caller goes away; see PlaceOrder.
+        """
+
+    def BatchDispatchOrders(
+        self,
+        request: _orchestrator_pb2.BatchDispatchOrdersRequest,
+        context: _aio.ServicerContext[_orchestrator_pb2.BatchDispatchOrdersRequest, _abc.Awaitable[_orchestrator_pb2.BatchDispatchOrdersResponse]],
+    ) -> _abc.Awaitable[_orchestrator_pb2.BatchDispatchOrdersResponse]:
+        """DispatchOrder for a list."""
+
+    def CancelOrder(
+        self,
+        request: _orchestrator_pb2.CancelOrderRequest,
+        context: _aio.ServicerContext[_orchestrator_pb2.CancelOrderRequest, _abc.Awaitable[_orchestrator_pb2.CancelOrderResponse]],
+    ) -> _abc.Awaitable[_orchestrator_pb2.CancelOrderResponse]:
+        """Undoes a placed order that has not been dispatched: cancels the shipment,
+        lets go of the money and gives the stock back. It only goes forward; what
+        cannot be done waits for a person (`saga` is PARKED). A repeat with the key
+        returns the first result; a second call with another key is refused with
+        ORDER_CANCELLED. Refused with ORDER_DISPATCHED (return it instead), and
+        otherwise like DispatchOrder: of a cancellation and a dispatch at the same
+        moment exactly one is carried out.
+        """
+
+    def BatchCancelOrders(
+        self,
+        request: _orchestrator_pb2.BatchCancelOrdersRequest,
+        context: _aio.ServicerContext[_orchestrator_pb2.BatchCancelOrdersRequest, _abc.Awaitable[_orchestrator_pb2.BatchCancelOrdersResponse]],
+    ) -> _abc.Awaitable[_orchestrator_pb2.BatchCancelOrdersResponse]:
+        """CancelOrder for a list."""
+
+    def ReturnOrder(
+        self,
+        request: _orchestrator_pb2.ReturnOrderRequest,
+        context: _aio.ServicerContext[_orchestrator_pb2.ReturnOrderRequest, _abc.Awaitable[_orchestrator_pb2.ReturnOrderResponse]],
+    ) -> _abc.Awaitable[_orchestrator_pb2.ReturnOrderResponse]:
+        """Takes back what was dispatched, all of it or a part: refunds the money, then
+        puts the goods on the shelf again. Once or several times; the sums never
+        exceed what was sold and what was charged. When the refund is refused,
+        nothing has happened: a result with a saga that is COMPENSATED and says why.
+        After the refund it only goes forward. A repeat with the key returns the
+        first result and gives nothing back; a second call with another key is
+        another return. Refused with ORDER_NOT_DISPATCHED, ORDER_CANCELLED,
+        ORDER_RETURNED (all of it came back before), RETURN_EXCEEDS_SOLD,
+        RETURN_EXCEEDS_CHARGED or CURRENCY_MISMATCH, and otherwise like
+        DispatchOrder.
+        """
+
+    def BatchReturnOrders(
+        self,
+        request: _orchestrator_pb2.BatchReturnOrdersRequest,
+        context: _aio.ServicerContext[_orchestrator_pb2.BatchReturnOrdersRequest, _abc.Awaitable[_orchestrator_pb2.BatchReturnOrdersResponse]],
+    ) -> _abc.Awaitable[_orchestrator_pb2.BatchReturnOrdersResponse]:
+        """ReturnOrder for a list."""
+
     def GetOrder(
         self,
         request: _orchestrator_pb2.GetOrderRequest,
         context: _aio.ServicerContext[_orchestrator_pb2.GetOrderRequest, _abc.Awaitable[_orchestrator_pb2.GetOrderResponse]],
     ) -> _abc.Awaitable[_orchestrator_pb2.GetOrderResponse]:
-        """An order as it stands, with the story of its saga. NOT_FOUND when there is
-        none.
+        """An order as it stands, with its payment and the stories of all its sagas.
+        NOT_FOUND when there is none.
         """
 
     def WatchOrder(
@@ -99,8 +223,8 @@ class OrchestratorServiceServicer:
         context: _aio.ServicerContext[_orchestrator_pb2.WatchOrderRequest, _abc.AsyncIterator[_orchestrator_pb2.WatchOrderResponse]],
     ) -> _abc.AsyncIterator[_orchestrator_pb2.WatchOrderResponse]:
         """Sends the order as it stands, then again whenever it has changed, and ends
-        after the order has. A second call starts again with the order as it
-        stands. NOT_FOUND when there is none.
+        when nothing of it is under way any more. A second call starts again with
+        the order as it stands. NOT_FOUND when there is none.
         """
 
     def ListSagas(
