@@ -30,6 +30,7 @@ class Shop(
 
     def __init__(self) -> None:
         self.state = orchestrator_pb2.SAGA_STATE_COMPLETED
+        self.later = orchestrator_pb2.SAGA_STATE_COMPLETED
         self.failures: list[failure_pb2.Failure] = []
         self.requests: list[Any] = []
         self.keys: list[str] = []
@@ -54,6 +55,22 @@ class Shop(
         yield orchestrator_pb2.WatchOrderResponse(order=self._order(), saga=orchestrator_pb2.Saga())
         self.state = orchestrator_pb2.SAGA_STATE_COMPLETED
         yield orchestrator_pb2.WatchOrderResponse(order=self._order(), saga=self._saga())
+
+    async def DispatchOrder(self, request: Any, context: Any) -> Any:
+        return orchestrator_pb2.DispatchOrderResponse(**await self._later(request, context))
+
+    async def CancelOrder(self, request: Any, context: Any) -> Any:
+        return orchestrator_pb2.CancelOrderResponse(**await self._later(request, context))
+
+    async def ReturnOrder(self, request: Any, context: Any) -> Any:
+        return orchestrator_pb2.ReturnOrderResponse(**await self._later(request, context))
+
+    async def _later(self, request: Any, context: Any) -> dict[str, Any]:
+        self.requests.append(request)
+        self.keys.append(dict(context.invocation_metadata())["idempotency-key"])
+        if self.failures:
+            await abort(context, self.failures.pop(0))
+        return {"order": self._order(), "saga": orchestrator_pb2.Saga(state=self.later)}
 
     async def ListSagas(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
@@ -219,6 +236,38 @@ async def test_commands_show_text_to_people_and_json_to_machines(
     code, out, err = await paymesh(shop[1], *words.split(), "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)
+
+
+@pytest.mark.parametrize("words", ["dispatch ord_1", "cancel ord_1 --note late", "return ord_1"])
+async def test_what_is_done_with_a_placed_order_is_repeated_with_its_key_until_it_is_final(
+    words: str, shop: tuple[Shop, str]
+) -> None:
+    one, address = shop
+    busy = failure_pb2.Failure(kind=failure_pb2.KIND_IN_PROGRESS, reason="ORDER_BUSY", message="wait")
+    one.failures = [busy, busy]
+    code, out, err = await paymesh(address, "order", *words.split(), "--key", "k")
+    assert (code, err, one.keys) == (0, "", ["k"] * 3)
+    assert "order ord_1" in out
+    assert one.requests[0] == one.requests[2]
+    assert (one.requests[0].merchant_id, one.requests[0].order_id) == ("demo", "ord_1")
+    for state in (orchestrator_pb2.SAGA_STATE_COMPENSATED, orchestrator_pb2.SAGA_STATE_PARKED):
+        one.later = state
+        code, out, _ = await paymesh(address, "order", *words.split(), "--json")
+        assert (code, json.loads(out)["order"]["order_id"]) == (1, "ord_1")
+    one.failures = [
+        failure_pb2.Failure(kind=failure_pb2.KIND_REFUSED, reason="ORDER_CANCELLED", message="gone")
+    ]
+    code, _, err = await paymesh(address, "order", *words.split())
+    assert (code, err) == (1, "error: ORDER_CANCELLED: gone\n")
+
+
+async def test_a_part_is_returned_for_what_it_is_worth(shop: tuple[Shop, str]) -> None:
+    one, address = shop
+    words = "return ord_1 --line a=2 --line b=1 --amount 5.10 --note broken"
+    assert (await paymesh(address, "order", *words.split()))[0] == 0
+    (request,) = one.requests
+    assert [(line.sku, line.quantity) for line in request.lines] == [("a", 2), ("b", 1)]
+    assert (request.amount.amount_minor, request.amount.currency, request.note) == (510, "GBP", "broken")
 
 
 async def test_watch_prints_news_until_the_order_has_ended(shop: tuple[Shop, str]) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from paymesh.cli import commands
 from paymesh.cli.program import run_program
 from paymesh.cli.replay_report import line_ranges
-from paymesh.cli.story import order_tree
+from paymesh.cli.story import order_response_tree, order_tree
 from paymesh.orchestrator.v1 import orchestrator_pb2
 
 CLIENT = Path(__file__).parents[2] / "clients" / "python"
@@ -114,6 +114,9 @@ def test_every_command_explains_itself_with_an_example(
     [
         "order place",
         "order get",
+        "order dispatch",
+        "order cancel",
+        "order return",
         "order watch",
         "order replay",
         "ledger balance",
@@ -155,6 +158,10 @@ def test_every_leaf_command_has_an_example_and_json(command: str, capsys: pytest
         (["order", "replay", "/no/such/file", "--country", "Jersey"], "expected NAME=CODE"),
         (["saga", "list", "--state", "lost"], "there is no such state"),
         (["order", "get"], "Missing argument"),
+        (["order", "return", "ord_1", "--line", "a=1"], "give both --line and --amount for a part"),
+        (["order", "return", "ord_1", "--amount", "1"], "give both --line and --amount for a part"),
+        (["order", "return", "ord_1", "--line", "a", "--amount", "1"], "--line a: expected SKU=PIECES"),
+        (["order", "cancel"], "Missing argument"),
     ],
 )
 def test_mistake_of_the_user_gives_one_line_and_exit_code_2(
@@ -230,6 +237,37 @@ def test_story_of_an_order_shows_steps_and_undos_in_lanes_of_their_own() -> None
     assert "saga saga_1 (place) COMPENSATED in 20.0 ms" in steps
     assert "authorize    REFUSED   at +5.0 ms, took 3.0 ms  INSUFFICIENT_FUNDS" in steps
     assert "reserve      DONE      at +10.0 ms, took 3.0 ms" in undos
+
+
+def test_an_order_shows_its_money_what_came_back_and_every_story() -> None:
+    found = orchestrator_pb2.GetOrderResponse()
+    order = found.order
+    order.order_id, order.payment_id = "ord_1", "pay_1"
+    order.state = orchestrator_pb2.SAGA_STATE_COMPLETED
+    order.order_state = orchestrator_pb2.ORDER_STATE_PARTIALLY_RETURNED
+    order.lines.add(sku="mug", quantity=2)
+    order.returned_lines.add(sku="mug", quantity=1)
+    for money, minor in (
+        (order.amount, 1800),
+        (order.returned_amount, 500),
+        (found.payment.captured, 1800),
+        (found.payment.refunded, 500),
+        (found.payment.held, 0),
+    ):
+        money.amount_minor, money.currency = minor, "GBP"
+    for kind in ("place", "dispatch", "return"):
+        found.sagas.add(saga_id=f"saga_{kind}", kind=kind, state=orchestrator_pb2.SAGA_STATE_COMPLETED)
+    out = Console(width=160, color_system=None)
+    with out.capture() as captured:
+        out.print(order_response_tree(found))
+    lines = [line.lstrip("├└─│ ") for line in captured.get().splitlines()]
+    assert lines == [
+        "order ord_1 PARTIALLY_RETURNED  18.00 GBP",
+        "sells    2 x mug",
+        "returned 1 x mug, for 5.00 GBP",
+        "payment  pay_1  18.00 GBP captured, 5.00 GBP refunded",
+        *(f"saga saga_{kind} ({kind}) COMPLETED" for kind in ("place", "dispatch", "return")),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
 """Options that several commands share, each with its environment variable."""
 
+import re
 from typing import Annotated
 
 import typer
+
+from paymesh.cli.program import UserError
+from paymesh.orchestrator.v1 import orchestrator_pb2
 
 Merchant = Annotated[
     str, typer.Option("--merchant", "-m", envvar="PAYMESH_MERCHANT", help="The merchant that sells.")
@@ -55,3 +59,13 @@ PATIENCE = 30.0
 
 Limit = Annotated[int, typer.Option("--limit", min=1, help="Show at most this many.")]
 LIMIT = 100
+
+OrderId = Annotated[str, typer.Argument(metavar="ORDER", help="Identifier, ord_…")]
+
+
+def order_line(text: str) -> orchestrator_pb2.OrderLine:
+    """What --line says."""
+    sku, separator, quantity = text.rpartition("=")
+    if not separator or not sku or not re.fullmatch("[0-9]{1,18}", quantity):
+        raise UserError(f"--line {text}: expected SKU=PIECES, for example 85123A=6")
+    return orchestrator_pb2.OrderLine(sku=sku, quantity=int(quantity))

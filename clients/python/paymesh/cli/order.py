@@ -1,8 +1,6 @@
 """`paymesh order`: place orders and see what became of them."""
 
 import json
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,12 +17,22 @@ from paymesh.cli.options import (
     Json,
     Key,
     Merchant,
+    OrderId,
     Patience,
     Target,
+    order_line,
 )
+from paymesh.cli.placed import cancel_order, dispatch_order, return_order
 from paymesh.cli.program import EXIT_NO, UserError
 from paymesh.cli.replay import replay_file
-from paymesh.cli.story import attempt_line, console, order_heading, order_tree, print_json
+from paymesh.cli.story import (
+    attempt_line,
+    console,
+    order_heading,
+    order_response_tree,
+    order_tree,
+    print_json,
+)
 from paymesh.orchestrator.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from paymesh.payment.v1 import payment_pb2
 from paymesh.shipping.v1 import shipping_pb2
@@ -37,8 +45,17 @@ commands.command(
     epilog="Examples: `paymesh order replay orders.csv --dry-run` ·"
     " `paymesh order replay orders.csv --currency GBP --country 'Channel Islands=JE' --json`",
 )(replay_file)
-
-OrderId = Annotated[str, typer.Argument(metavar="ORDER", help="Identifier, ord_…")]
+commands.command("dispatch", epilog="Example: `paymesh order dispatch ord_01jd… --key dispatch-1001`")(
+    dispatch_order
+)
+commands.command("cancel", epilog="Example: `paymesh order cancel ord_01jd… --note 'changed their mind'`")(
+    cancel_order
+)
+commands.command(
+    "return",
+    epilog="Examples: `paymesh order return ord_01jd…` ·"
+    " `paymesh order return ord_01jd… --line 85123A=2 --amount 5.10 --key return-1001`",
+)(return_order)
 
 
 @commands.command(
@@ -92,7 +109,7 @@ def place_order(
         request = orchestrator_pb2.PlaceOrderRequest(
             merchant_id=merchant,
             order_reference=reference,
-            lines=[_line(text) for text in line],
+            lines=[order_line(text) for text in line],
             amount=money_of(amount, currency),
             card=payment_pb2.Card(token=card, bin=card_bin),
             customer=payment_pb2.Customer(
@@ -118,7 +135,7 @@ def place_order(
 def get_order(
     order_id: OrderId, merchant: Merchant = MERCHANT, target: Target = TARGET, as_json: Json = False
 ) -> None:
-    """Show an order as it stands, with the story of its saga."""
+    """Show an order as it stands, with its money and the stories of its sagas."""
 
     async def work() -> orchestrator_pb2.GetOrderResponse:
         async with connected(target) as channel:
@@ -131,7 +148,7 @@ def get_order(
     if as_json:
         print_json(response)
     else:
-        console().print(order_tree(response.order, response.saga))
+        console().print(order_response_tree(response))
 
 
 @commands.command("watch", epilog="Example: `paymesh order watch ord_01jd… --seconds 60`")
@@ -180,13 +197,6 @@ def _no_float(text: str) -> None:
     raise ValueError(f"{text} is not a whole number; amounts are in minor units")
 
 
-def _line(text: str) -> orchestrator_pb2.OrderLine:
-    sku, separator, quantity = text.rpartition("=")
-    if not separator or not sku or not re.fullmatch("[0-9]{1,18}", quantity):
-        raise UserError(f"--line {text}: expected SKU=PIECES, for example 85123A=6")
-    return orchestrator_pb2.OrderLine(sku=sku, quantity=int(quantity))
-
-
 async def _place(
     target: str, request: orchestrator_pb2.PlaceOrderRequest, key: str, patience_seconds: float
 ) -> tuple[orchestrator_pb2.Order, orchestrator_pb2.Saga]:
@@ -204,8 +214,9 @@ async def _place(
 
 def _print_news(update: orchestrator_pb2.WatchOrderResponse, seen: int) -> int:
     """Print where the order stands and the attempts since the last update; the number of attempts so far."""
-    history: Sequence[orchestrator_pb2.Attempt] = update.saga.history
-    for attempt in history[seen:]:
-        console().print(attempt_line(attempt, update.saga.created_at, show_direction=True))
+    sagas = update.sagas or [update.saga]
+    told = [(attempt, saga.created_at) for saga in sagas for attempt in saga.history]
+    for attempt, began in told[seen:]:
+        console().print(attempt_line(attempt, began, show_direction=True))
     console().print(order_heading(update.order))
-    return len(history)
+    return len(told)

@@ -16,6 +16,7 @@ from rich.tree import Tree
 from paymesh.amounts import format_amount
 from paymesh.money.v1 import money_pb2
 from paymesh.orchestrator.v1 import orchestrator_pb2
+from paymesh.payment.v1 import payment_pb2
 
 LINES_SHOWN_MAX = 10
 
@@ -25,6 +26,12 @@ _STYLE_BY_STATE = {
     "COMPENSATING": "yellow",
     "COMPENSATED": "yellow",
     "PARKED": "bold red",
+    "DISPATCHING": "cyan",
+    "DISPATCHED": "green",
+    "CANCELLING": "yellow",
+    "CANCELLED": "yellow",
+    "PARTIALLY_RETURNED": "yellow",
+    "RETURNED": "yellow",
 }
 _STYLE_BY_OUTCOME = {"DONE": "green", "REFUSED": "red", "RETRYABLE": "yellow", "UNKNOWN": "magenta"}
 
@@ -62,7 +69,9 @@ def show_time(moment: Timestamp) -> str:
 
 def order_heading(order: orchestrator_pb2.Order) -> Text:
     """One line on where an order stands and why."""
-    state = state_name(order.state)
+    state = enum_name(orchestrator_pb2.OrderState, order.order_state, "ORDER_STATE_")
+    if order.order_state < orchestrator_pb2.ORDER_STATE_DISPATCHING:
+        state = state_name(order.state)  # all there is to tell is how its placing stands
     parts = [f"order {order.order_id} "]
     if order.order_reference:
         parts.append(f"({order.order_reference}) ")
@@ -71,23 +80,53 @@ def order_heading(order: orchestrator_pb2.Order) -> Text:
     return heading.append(_reason(order.reason) if order.HasField("reason") else "")
 
 
-def order_tree(order: orchestrator_pb2.Order, saga: orchestrator_pb2.Saga) -> Tree:
-    """An order with what it sells, what it holds, and the story of its saga."""
+def order_tree(
+    order: orchestrator_pb2.Order,
+    *sagas: orchestrator_pb2.Saga,
+    payment: payment_pb2.Payment | None = None,
+) -> Tree:
+    """An order with what it sells, what it holds, how its money stands, and the stories of its sagas."""
     tree = Tree(order_heading(order))
-    goods = ", ".join(f"{line.quantity} x {line.sku}" for line in order.lines[:LINES_SHOWN_MAX])
-    if len(order.lines) > LINES_SHOWN_MAX:
-        goods += f" and {len(order.lines) - LINES_SHOWN_MAX} more"
-    tree.add(Text(f"sells    {goods}"))
-    for name, identifier in (
-        ("reserved", order.reservation_id),
-        ("payment", order.payment_id),
-        ("shipment", order.shipment_id),
+    tree.add(Text(f"sells    {_goods(order.lines)}"))
+    if order.returned_lines:
+        back = f"returned {_goods(order.returned_lines)}"
+        tree.add(Text(f"{back}, for {show_amount(order.returned_amount)}"))
+    for name, identifier, more in (
+        ("reserved", order.reservation_id, ""),
+        ("payment", order.payment_id, _money(payment) if payment is not None else ""),
+        ("shipment", order.shipment_id, ""),
     ):
         if identifier:
-            tree.add(Text(f"{name:<8} {identifier}"))
-    if saga.saga_id:
-        tree.add(saga_tree(saga))
+            tree.add(Text(f"{name:<8} {identifier}{more}"))
+    for saga in sagas:
+        if saga.saga_id:
+            tree.add(saga_tree(saga))
     return tree
+
+
+def order_response_tree(response: orchestrator_pb2.GetOrderResponse) -> Tree:
+    """`order_tree` of an order that was asked for. Older servers tell of one saga only, and of no payment."""
+    payment = response.payment if response.HasField("payment") else None
+    return order_tree(response.order, *(response.sagas or [response.saga]), payment=payment)
+
+
+def _goods(lines: Sequence[orchestrator_pb2.OrderLine]) -> str:
+    goods = ", ".join(f"{line.quantity} x {line.sku}" for line in lines[:LINES_SHOWN_MAX])
+    return goods + (f" and {len(lines) - LINES_SHOWN_MAX} more" if len(lines) > LINES_SHOWN_MAX else "")
+
+
+def _money(payment: payment_pb2.Payment) -> str:
+    """For example "  18.00 GBP captured, 5.00 GBP refunded"."""
+    parts = [
+        f"{show_amount(amount)} {word}"
+        for word, amount in (
+            ("held", payment.held),
+            ("captured", payment.captured),
+            ("refunded", payment.refunded),
+        )
+        if amount.amount_minor
+    ]
+    return "  " + (", ".join(parts) or "nothing held")
 
 
 def saga_tree(saga: orchestrator_pb2.Saga) -> Tree:
