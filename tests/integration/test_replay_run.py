@@ -98,6 +98,8 @@ class Desk(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     def __init__(self) -> None:
         self.orders: dict[str, orchestrator_pb2.Order] = {}
+        self.later: dict[str, tuple[Any, Any]] = {}
+        """By key: what a dispatch or return has come to, and what was asked for."""
         self.calls: Counter[str] = Counter()
         self.script: dict[str, list[Any]] = {}
         """By reference: what the first calls come to; a Failure is answered and not remembered."""
@@ -107,6 +109,34 @@ class Desk(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     async def ListSagas(self, request: Any, context: Any) -> Any:
         return orchestrator_pb2.ListSagasResponse()
+
+    async def BatchDispatchOrders(self, request: Any, context: Any) -> Any:
+        results = [
+            self._later(item, orchestrator_pb2.DispatchOrderResult, orchestrator_pb2.DispatchOrderResponse)
+            for item in request.items
+        ]
+        return orchestrator_pb2.BatchDispatchOrdersResponse(results=results)
+
+    async def BatchReturnOrders(self, request: Any, context: Any) -> Any:
+        results = [
+            self._later(item, orchestrator_pb2.ReturnOrderResult, orchestrator_pb2.ReturnOrderResponse)
+            for item in request.items
+        ]
+        return orchestrator_pb2.BatchReturnOrdersResponse(results=results)
+
+    def _later(self, item: Any, result: Any, response: Any) -> Any:
+        """By the key, as for orders: once, and as scripted."""
+        key = item.idempotency_key
+        replayed = key in self.later
+        script = self.script.get(key) or [COMPLETED]
+        act = self.later[key][0] if replayed else script.pop(0)
+        if isinstance(act, failure_pb2.Failure):
+            return result(failure=act)
+        self.later.setdefault(key, (act, item.request))
+        saga = orchestrator_pb2.Saga(state=act)
+        if act != COMPLETED:
+            saga.reason.code = "NOTHING_TO_CAPTURE"
+        return result(response=response(saga=saga), replayed=replayed)
 
     async def BatchPlaceOrders(self, request: Any, context: Any) -> Any:
         if self.down:
@@ -328,12 +358,14 @@ async def test_command_reports_every_line_and_says_the_same_twice(tmp_path: Path
     assert first["rows"] == {
         "total": 6,
         "ordered": 2,
+        "taken_back": 0,
         "rejected": {"QUANTITY_ZERO": 1, "CANCELLATION": 1, "WRONG_COLUMN_COUNT": 1},
         "of_rejected_invoices": 1,
     }
     assert first["invoices"] == {
         "total": 4,
         "to_place": 2,
+        "taken_back": 0,
         "rejected": {"CANCELLATION": 1, "COUNTRY_UNKNOWN": 1},
         "completed": 1,
         "compensated": {"INSUFFICIENT_FUNDS": 1},
@@ -347,7 +379,9 @@ async def test_command_reports_every_line_and_says_the_same_twice(tmp_path: Path
         (4, "CANCELLATION"),
         (8, "WRONG_COLUMN_COUNT"),
     ]
-    assert first["amount"] == {"currency": "GBP", "to_place_minor": 450, "completed_minor": 300}
+    assert first["amount"] == {
+        "currency": "GBP", "to_place_minor": 450, "completed_minor": 300, "to_return_minor": 0, "returned_minor": 0
+    }  # fmt: skip
     assert again == 0
     assert second["invoices"] == first["invoices"] | {"replayed": 2}
     assert len(desk.orders) == 2
@@ -356,6 +390,85 @@ async def test_command_reports_every_line_and_says_the_same_twice(tmp_path: Path
     assert text_code == 0
     assert "QUANTITY_ZERO: 3" in text
     assert "COUNTRY_UNKNOWN: 3 (1 good rows)" in text
+
+
+CANCELLED = (
+    HEADER
+    + "1,a,A,3,x,1.50,x,France\n"
+    + "2,b,B,1,x,2.00,y,France\n"
+    + "3,c,C,1,x,1.00,z,France\n"
+    + "4,d,D,1,x,1.00,w,France\n"
+    + "C5,a,A,-1,x,1.50,x,France\n"
+    + "C6,a,A,-2,x,1.50,x,France\n"
+    + "C7,b,B,-1,x,2.00,y,France\n"
+    + "C8,c,C,-1,x,1.00,z,France\n"
+    + "C9,d,D,-1,x,1.00,w,France\n"
+    + "C9,d,D,-1,x,1.00,w,France\n"
+)
+
+
+async def test_cancellations_are_taken_back_once_from_orders_that_were_dispatched_for_it(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "orders.csv"
+    file.write_text(CANCELLED, encoding="utf-8")
+    desk, shelf = new_services()
+    busy = fail(failure_pb2.KIND_IN_PROGRESS, "ORDER_BUSY")
+    desk.script = {
+        "2": [COMPENSATED],
+        "invoice/1/dispatch": [busy, COMPLETED],
+        "invoice/C6/return/1": [busy, busy, COMPLETED],
+        "invoice/3/dispatch": [COMPENSATED],
+        "invoice/4/dispatch": [fail(failure_pb2.KIND_REFUSED, "ORDER_DISPATCHED")],
+    }
+    async with serving(desk, shelf) as address:
+        code, out, err = await paymesh("order", "replay", str(file), "--json", **targets(address))
+        assert (code, err) == (0, "")
+        before = dict(desk.later)
+        desk.script = {"invoice/4/dispatch": [fail(failure_pb2.KIND_REFUSED, "ORDER_DISPATCHED")] * 2}
+        again, out_again, _ = await paymesh("order", "replay", str(file), "--json", **targets(address))
+        text_code, text, _ = await paymesh("order", "replay", str(file), **targets(address))
+    first, second = json.loads(out), json.loads(out_again)
+    assert first["adds_up"]
+    assert second["adds_up"]
+    assert (again, text_code, desk.later) == (0, 0, before), "a second run changes nothing"
+    assert first["rows"] == {
+        "total": 10, "ordered": 4, "taken_back": 5, "rejected": {"CANCELLATION": 1}, "of_rejected_invoices": 0
+    }  # fmt: skip
+    assert (first["invoices"]["taken_back"], first["invoices"]["rejected"]) == (5, {})
+    assert first["returns"] == {
+        "total": 5,
+        "returned": 3,
+        "parked": {},
+        "refused": {"ORDER_NOT_COMPLETED": 1, "NOTHING_TO_CAPTURE": 1},
+        "unresolved": {},
+    }
+    assert second["returns"] == first["returns"]
+    assert (first["amount"]["to_return_minor"], first["amount"]["returned_minor"]) == (850, 550)
+    asked = {key: request for key, (_, request) in before.items()}
+    assert asked.keys() == {
+        "invoice/1/dispatch",
+        "invoice/3/dispatch",
+        "invoice/C5/return/1",
+        "invoice/C6/return/1",
+        "invoice/C9/return/4",
+    }
+    assert asked["invoice/C6/return/1"].order_id == asked["invoice/1/dispatch"].order_id == "ord_1"
+    assert [(line.sku, line.quantity) for line in asked["invoice/C6/return/1"].lines] == [("a", 2)]
+    assert "C7 of 2  refused  ORDER_NOT_COMPLETED" in text
+    assert "returns come to 5.50 GBP of 8.50 GBP" in text
+
+
+async def test_command_exits_with_1_while_a_return_has_no_answer(tmp_path: Path) -> None:
+    file = tmp_path / "orders.csv"
+    file.write_text(CANCELLED, encoding="utf-8")
+    desk, shelf = new_services()
+    desk.script = {"invoice/C5/return/1": [fail(failure_pb2.KIND_IN_PROGRESS, "ORDER_BUSY")] * 1_000}
+    async with serving(desk, shelf) as address:
+        code, out, _ = await paymesh("order", "replay", str(file), "--patience", "0.3", **targets(address))
+    assert code == 1
+    assert "run the same file again" in out
+    assert "C5 of 1  unresolved  ORDER_BUSY" in out
 
 
 async def test_command_exits_with_1_while_orders_have_no_answer(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -31,11 +31,13 @@ from paymesh.inventory.v1 import inventory_pb2_grpc
 from paymesh.orchestrator.v1 import orchestrator_pb2_grpc
 from paymesh.replay.invoices import Export, read_invoices
 from paymesh.replay.plan import Plan, make_plan
+from paymesh.replay.returns import match_returns
 from paymesh.replay.rows import ExportError, RowReading, read_rows
 from paymesh.replay.run import (
     PATIENCE_SECONDS,
     SET_SIZE,
     SETS_AT_ONCE,
+    Answer,
     Mesh,
     Pace,
     Replayed,
@@ -44,7 +46,8 @@ from paymesh.replay.run import (
     check_orders,
     replay,
 )
-from paymesh.replay.summary import place_invoices, summarize, summary_json
+from paymesh.replay.summary import place_invoices, sent_returns, summarize, summary_json
+from paymesh.replay.taking_back import take_back
 
 
 def replay_file(
@@ -88,7 +91,7 @@ def replay_file(
     fraud_target: FraudTarget = FRAUD_TARGET,
     as_json: Json = False,
 ) -> None:
-    """Place every invoice of a shop's CSV export as an order.
+    """Place every invoice of a shop's CSV export as an order, and take back what its cancellations say.
 
     **What is an order.** An invoice whose number is not a cancellation (C…) or an adjustment (A…) and that
     has at least one row with a product, a quantity above zero and a price above zero. Its other rows are
@@ -97,10 +100,16 @@ def replay_file(
     known rejects the invoice; `--country` teaches a name. Quantity times price must be a whole number of
     minor units.
 
-    **Twice is once.** Each order's key and reference are its invoice number, so a second run changes nothing
-    and only asks for the answers again. Products are created with the stock that the invoices need.
+    **What is a return.** A row of a cancellation that names a customer, and whose pieces an earlier order of
+    that customer in this file has sold at the same price and not got back yet; of several such orders the
+    latest. What one cancellation takes back from one order is one return. That order is dispatched, then
+    refunded and restocked. Every other row of a cancellation is rejected by line number.
 
-    **Exit codes.** 0 every invoice has its answer (read the summary for what it was); 1 some have none yet:
+    **Twice is once.** Each order's key and reference are its invoice number, and keys of returns are made of
+    the two invoice numbers, so a second run changes nothing and only asks for the answers again. Products are
+    created with the stock that the invoices need.
+
+    **Exit codes.** 0 every invoice and return has its answer (read the summary for what it was); 1 some have none yet:
     run the file again; 2 the file or an option is wrong; 3 no service answers.
     """
     aliases = read_aliases(country or ())
@@ -115,16 +124,19 @@ def replay_file(
     plan = make_plan(export.invoices, merchant, card)
     pace = Pace(set_size=set_size, sets_at_once=sets_at_once, patience_seconds=patience)
     allowed_by = fraud_target if allow else None
-    sent = run(_send(plan, pace, merchant, card, target, inventory_target, allowed_by, as_json), as_json)
+    sent, back = run(
+        _send(export, plan, pace, merchant, card, target, inventory_target, allowed_by, as_json), as_json
+    )
     placed = place_invoices(export.invoices, sent)
-    summary = summarize(reading, export, currency, placed)
+    returned = sent_returns(export.returns, back)
+    summary = summarize(reading, export, currency, placed, returned)
     if as_json:
-        print_json(summary_json(summary, export, placed, dry_run=False))
+        print_json(summary_json(summary, export, placed, dry_run=False, returned=returned))
     else:
-        print_report(console(), summary, export, placed, dry_run=False)
+        print_report(console(), summary, export, placed, dry_run=False, returned=returned)
     if not summary.adds_up():
         raise AssertionError("the summary does not add up to the file")
-    if summary.count("unresolved"):
+    if summary.count("unresolved") or summary.count_returns("unresolved"):
         raise typer.Exit(EXIT_NO)
 
 
@@ -143,7 +155,9 @@ def read_export(file: Path, currency: str, aliases: dict[str, str]) -> tuple[Row
     """Read a file. UserError when it is not there or not an export."""
     try:
         reading = read_rows(file.read_bytes())
-        return reading, read_invoices(reading, currency, aliases)
+        export = read_invoices(reading, currency, aliases)
+        match_returns(reading, export, currency)
+        return reading, export
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
     except ExportError as error:
@@ -153,6 +167,7 @@ def read_export(file: Path, currency: str, aliases: dict[str, str]) -> tuple[Row
 
 
 async def _send(
+    export: Export,
     plan: Plan,
     pace: Pace,
     merchant: str,
@@ -161,10 +176,10 @@ async def _send(
     inventory_target: str,
     fraud_target: str | None,
     as_json: bool,
-) -> Replayed:
-    """Send the plan with a progress bar. Nothing is sent when a service does not answer."""
+) -> tuple[Replayed, list[Answer[Any]]]:
+    """Send the plan with a progress bar, then the returns. Nothing is sent when a service does not answer."""
     if not plan.orders:
-        return Replayed()
+        return Replayed(), []
     if fraud_target is not None:
         async with connected(fraud_target) as channel:
             await allow_card(fraud_pb2_grpc.FraudServiceStub(channel), merchant, card)
@@ -177,7 +192,9 @@ async def _send(
             mesh = Mesh(orders=orders, inventory=inventory)
             with _progress(as_json) as progress:
                 bar = progress.add_task("orders", total=len(plan.orders))
-                return await replay(plan, mesh, pace, lambda count: progress.advance(bar, count))
+                sent = await replay(plan, mesh, pace, lambda count: progress.advance(bar, count))
+            placed = place_invoices(export.invoices, sent)
+            return sent, await take_back(export.returns, placed, merchant, mesh, pace)
 
 
 def _progress(as_json: bool) -> Progress:

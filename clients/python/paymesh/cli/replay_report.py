@@ -8,14 +8,19 @@ from rich.text import Text
 
 from paymesh.amounts import format_amount
 from paymesh.replay.invoices import Export
-from paymesh.replay.summary import BUCKETS, PlacedInvoice, Summary
+from paymesh.replay.summary import BUCKETS, RETURN_BUCKETS, PlacedInvoice, SentReturn, Summary
 
 NAMED_MAX = 20
 """Orders that did not complete are shown one by one up to this many per reason; `--json` has them all."""
 
 
 def print_report(
-    out: Console, summary: Summary, export: Export, placed: Sequence[PlacedInvoice], dry_run: bool
+    out: Console,
+    summary: Summary,
+    export: Export,
+    placed: Sequence[PlacedInvoice],
+    dry_run: bool,
+    returned: Sequence[SentReturn] = (),
 ) -> None:
     """Print what was rejected by line number, then the sums."""
     by_reason: dict[str, list[int]] = {}
@@ -35,6 +40,14 @@ def print_report(
             out.print(Text(f"  {one.invoice.number}  {one.bucket}  {one.reason}  {one.order_id}"))
         if len(not_completed) > NAMED_MAX:
             out.print(Text(f"  and {len(not_completed) - NAMED_MAX} more; --json has them all"))
+    not_returned = [one for one in returned if one.bucket != "returned"]
+    if not_returned:
+        out.print(Text("returns that were not carried out", style="bold"))
+        for back in not_returned[:NAMED_MAX]:
+            what = f"{back.taken_back.number} of {back.taken_back.original}"
+            out.print(Text(f"  {what}  {back.bucket}  {back.reason}"))
+        if len(not_returned) > NAMED_MAX:
+            out.print(Text(f"  and {len(not_returned) - NAMED_MAX} more; --json has them all"))
     out.print(_sums(summary, dry_run))
     _print_notes(out, summary, dry_run)
 
@@ -73,6 +86,7 @@ def _sums(summary: Summary, dry_run: bool) -> Table:
     part("blank", summary.blank_lines)
     part("continued rows", summary.continuation_lines)
     part("rows of orders", summary.rows_ordered)
+    part("rows of returns", summary.rows_taken_back)
     part("good rows of invoices that are not orders", summary.rows_of_rejected_invoices)
     for reason, count in summary.rows_rejected.items():
         part(f"rejected {reason}", count)
@@ -84,8 +98,14 @@ def _sums(summary: Summary, dry_run: bool) -> Table:
             part(bucket, 0)
         for reason, count in summary.placed.get(bucket, {}).items():
             part(f"{bucket} {reason}".rstrip(), count)
+    part("taken back", summary.invoices_taken_back)
     for reason, count in summary.invoices_rejected.items():
         part(f"not an order {reason}", count)
+    if summary.returns:
+        table.add_row(Text("returns", style="bold"), Text(f"{summary.returns:,}", style="bold"))
+    for bucket in RETURN_BUCKETS:
+        for reason, count in summary.returned.get(bucket, {}).items():
+            part(f"{bucket} {reason}".rstrip(), count)
     return table
 
 
@@ -96,8 +116,12 @@ def _print_notes(out: Console, summary: Summary, dry_run: bool) -> None:
     else:
         completed = format_amount(summary.amount_completed_minor, summary.currency)
         out.print(f"completed orders come to {completed} of {to_place}")
+        if summary.returns:
+            back = format_amount(summary.amount_returned_minor, summary.currency)
+            of = format_amount(summary.amount_to_return_minor, summary.currency)
+            out.print(f"returns come to {back} of {of}")
         out.print(f"{summary.replayed:,} answers had been given to an earlier run already")
     if summary.lines_not_utf8:
         out.print(f"{summary.lines_not_utf8:,} lines are not UTF-8 and were read as Windows-1252")
-    if summary.count("unresolved"):
+    if summary.count("unresolved") or summary.count_returns("unresolved"):
         out.print("some orders have no answer yet: run the same file again, nothing happens twice")

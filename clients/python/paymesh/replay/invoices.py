@@ -8,7 +8,8 @@ in several rows of an invoice is added up. The invoice's date is not looked at.
 
 Every row ends in exactly one of three places: a row of an invoice that is placed, a rejected row, or a good
 row of an invoice that was rejected as a whole (its country is unknown, say). Every invoice ends in exactly
-one of two: placed or rejected.
+one of two: placed or rejected. `returns` then finds what cancellations take back, which is a fourth place
+and a third one.
 """
 
 import re
@@ -34,6 +35,9 @@ QUANTITY_MAX = 1_000_000
 
 PRODUCTS_MAX = 1_000
 """Most different products in an order."""
+
+CANCELLATION = "CANCELLATION"
+"""Why rows and invoices with a number of C… are no order."""
 
 _CANCELLATION = re.compile(r"[Cc][0-9]+")
 _ADJUSTMENT = re.compile(r"[Aa][0-9]+")
@@ -73,6 +77,22 @@ class Invoice:
 
 
 @dataclass(frozen=True, slots=True)
+class Return:
+    """What one cancellation takes back from one order."""
+
+    number: str
+    """Of the cancellation."""
+    original: str
+    """Number of the invoice that had sold it."""
+    lines: tuple[int, ...]
+    """Numbers of its rows in the file."""
+    quantities: Mapping[str, int]
+    """Pieces by product, products ascending."""
+    amount_minor: int
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
 class RejectedRow:
     """A row that cannot be sold."""
 
@@ -101,11 +121,14 @@ class Export:
     invoices: list[Invoice] = field(default_factory=list)
     """In the order in which they first appear."""
     rejected_rows: list[RejectedRow] = field(default_factory=list)
+    """In the order of the file."""
+    returns: list[Return] = field(default_factory=list)
+    """In the order of the file, by their first rows; see `returns.match_returns`."""
     rejected_invoices: list[RejectedInvoice] = field(default_factory=list)
 
 
-class _RejectedError(Exception):
-    """A row or an invoice was rejected: reason code and detail."""
+class RejectedError(Exception):
+    """A row or an invoice is rejected: reason code and detail."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -134,7 +157,7 @@ def read_invoices(
         number = _invoice_number(row, reading.columns)
         try:
             line = _read_line(row, reading.columns, exponent)
-        except _RejectedError as rejected:
+        except RejectedError as rejected:
             export.rejected_rows.append(RejectedRow(row.line, number, rejected.reason, rejected.detail))
             if number:
                 gathered.setdefault(number, _Gathered()).reasons.add(rejected.reason)
@@ -143,7 +166,7 @@ def read_invoices(
     for number, rows in gathered.items():
         try:
             export.invoices.append(_read_invoice(number, rows, currency, country_aliases))
-        except _RejectedError as rejected:
+        except RejectedError as rejected:
             good_lines = tuple(line.line for line in rows.lines)
             export.rejected_invoices.append(
                 RejectedInvoice(number, rejected.reason, rejected.detail, good_lines)
@@ -164,14 +187,14 @@ def _invoice_number(row: Row | BrokenRow, columns: tuple[str, ...]) -> str:
 
 def _read_line(row: Row | BrokenRow, columns: tuple[str, ...], exponent: int) -> SoldLine:
     if isinstance(row, BrokenRow):
-        raise _RejectedError(row.reason, row.detail)
+        raise RejectedError(row.reason, row.detail)
     value = dict(zip(columns, (text.strip() for text in row.fields), strict=True))
     number = value["InvoiceNo"]
     _check_text("INVOICE", number)
     if _CANCELLATION.fullmatch(number):
-        raise _RejectedError("CANCELLATION", "the number of the invoice begins with C")
+        raise RejectedError(CANCELLATION, "the number of the invoice begins with C")
     if _ADJUSTMENT.fullmatch(number):
-        raise _RejectedError("ADJUSTMENT", "the number of the invoice begins with A")
+        raise RejectedError("ADJUSTMENT", "the number of the invoice begins with A")
     _check_text("PRODUCT", value["StockCode"])
     if customer_id := value.get("CustomerID", ""):
         _check_text("CUSTOMER", customer_id)
@@ -187,26 +210,48 @@ def _read_line(row: Row | BrokenRow, columns: tuple[str, ...], exponent: int) ->
     )
 
 
+def read_taken_back(row: Row | BrokenRow, columns: tuple[str, ...], exponent: int) -> SoldLine:
+    """A row of a cancellation, with the pieces that come back above zero. RejectedError when it takes nothing back."""
+    if isinstance(row, BrokenRow):
+        raise RejectedError(row.reason, row.detail)
+    value = dict(zip(columns, (text.strip() for text in row.fields), strict=True))
+    _check_text("PRODUCT", value["StockCode"])
+    _check_text("CUSTOMER", value.get("CustomerID", ""))
+    text = value["Quantity"]
+    if not text.startswith("-"):
+        raise RejectedError("QUANTITY_NOT_NEGATIVE", f"{text[:40]!r} takes nothing back")
+    quantity = _read_quantity(text[1:])
+    return SoldLine(
+        line=row.line,
+        sku=value["StockCode"],
+        description=value.get("Description", ""),
+        quantity=quantity,
+        amount_minor=_read_amount(value["UnitPrice"], quantity, exponent),
+        customer_id=value["CustomerID"],
+        country_name=value["Country"],
+    )
+
+
 def _check_text(what: str, text: str) -> None:
     """An identifier must be there, fit into a request and be free of characters that nobody can see."""
     if not text:
-        raise _RejectedError(f"{what}_MISSING", "the column is empty")
+        raise RejectedError(f"{what}_MISSING", "the column is empty")
     if len(text) > TEXT_LENGTH_MAX:
-        raise _RejectedError(f"{what}_TOO_LONG", f"{len(text)} characters; {TEXT_LENGTH_MAX} is the most")
+        raise RejectedError(f"{what}_TOO_LONG", f"{len(text)} characters; {TEXT_LENGTH_MAX} is the most")
     if not text.isprintable():
-        raise _RejectedError(f"{what}_UNPRINTABLE", f"{text!r} has unprintable characters")
+        raise RejectedError(f"{what}_UNPRINTABLE", f"{text!r} has unprintable characters")
 
 
 def _read_quantity(text: str) -> int:
     if not _WHOLE_NUMBER.fullmatch(text):
-        raise _RejectedError("QUANTITY_NOT_A_NUMBER", f"{text[:40]!r} is not a whole number")
+        raise RejectedError("QUANTITY_NOT_A_NUMBER", f"{text[:40]!r} is not a whole number")
     quantity = int(text.partition(".")[0])
     if quantity < 0:
-        raise _RejectedError("QUANTITY_NEGATIVE", str(quantity))
+        raise RejectedError("QUANTITY_NEGATIVE", str(quantity))
     if quantity == 0:
-        raise _RejectedError("QUANTITY_ZERO", "0")
+        raise RejectedError("QUANTITY_ZERO", "0")
     if quantity > QUANTITY_MAX:
-        raise _RejectedError("QUANTITY_TOO_LARGE", f"{quantity:,} pieces; {QUANTITY_MAX:,} is the most")
+        raise RejectedError("QUANTITY_TOO_LARGE", f"{quantity:,} pieces; {QUANTITY_MAX:,} is the most")
     return quantity
 
 
@@ -216,15 +261,15 @@ def _read_amount(text: str, quantity: int, exponent: int) -> int:
     try:
         price: Decimal = parse_decimal(text)
     except AmountError as error:
-        raise _RejectedError("PRICE_NOT_A_NUMBER", str(error)) from None
+        raise RejectedError("PRICE_NOT_A_NUMBER", str(error)) from None
     if price < 0:
-        raise _RejectedError("PRICE_NEGATIVE", text)
+        raise RejectedError("PRICE_NEGATIVE", text)
     if price == 0:
-        raise _RejectedError("PRICE_ZERO", text)
+        raise RejectedError("PRICE_ZERO", text)
     try:
         amount_minor = minor_units(price, exponent, quantity)
     except AmountError as error:
-        raise _RejectedError("PRICE_TOO_FINE", str(error)) from None
+        raise RejectedError("PRICE_TOO_FINE", str(error)) from None
     _check_amount(amount_minor)
     return amount_minor
 
@@ -232,7 +277,7 @@ def _read_amount(text: str, quantity: int, exponent: int) -> int:
 def _check_amount(amount_minor: int) -> None:
     if amount_minor > AMOUNT_MINOR_MAX:
         detail = f"{amount_minor:,} minor units; {AMOUNT_MINOR_MAX:,} is the most"
-        raise _RejectedError("AMOUNT_TOO_LARGE", detail)
+        raise RejectedError("AMOUNT_TOO_LARGE", detail)
 
 
 def _read_invoice(
@@ -240,24 +285,24 @@ def _read_invoice(
 ) -> Invoice:
     if not rows.lines:
         if len(rows.reasons) == 1:
-            raise _RejectedError(next(iter(rows.reasons)), "every row was rejected for this")
-        raise _RejectedError("NO_ROW_CAN_BE_SOLD", ", ".join(sorted(rows.reasons)))
+            raise RejectedError(next(iter(rows.reasons)), "every row was rejected for this")
+        raise RejectedError("NO_ROW_CAN_BE_SOLD", ", ".join(sorted(rows.reasons)))
     country = _only_one("COUNTRY", (line.country_name for line in rows.lines))
     customer_id = _only_one("CUSTOMER", (line.customer_id for line in rows.lines))
     try:
         code = country_code(country, country_aliases)
     except CountryError as error:
-        raise _RejectedError("COUNTRY_UNKNOWN", str(error)) from None
+        raise RejectedError("COUNTRY_UNKNOWN", str(error)) from None
     quantities = dict.fromkeys(sorted({line.sku for line in rows.lines}), 0)
     for line in rows.lines:
         quantities[line.sku] += line.quantity
     if len(quantities) > PRODUCTS_MAX:
         detail = f"{len(quantities):,} products; {PRODUCTS_MAX:,} is the most"
-        raise _RejectedError("TOO_MANY_PRODUCTS", detail)
+        raise RejectedError("TOO_MANY_PRODUCTS", detail)
     most = max(quantities, key=lambda sku: quantities[sku])
     if quantities[most] > QUANTITY_MAX:
         detail = f"{quantities[most]:,} pieces of {most}; {QUANTITY_MAX:,} is the most"
-        raise _RejectedError("QUANTITY_TOO_LARGE", detail)
+        raise RejectedError("QUANTITY_TOO_LARGE", detail)
     amount_minor = sum(line.amount_minor for line in rows.lines)
     _check_amount(amount_minor)
     return Invoice(number, tuple(rows.lines), quantities, amount_minor, currency, customer_id, code)
@@ -267,5 +312,5 @@ def _only_one(what: str, values: Iterable[str]) -> str:
     """The one value that the rows of an invoice agree on; rows that leave it empty have no say."""
     named = sorted({value for value in values if value})
     if len(named) > 1:
-        raise _RejectedError(f"{what}_CONFLICT", f"the rows name {named[0]!r} and {named[1]!r}")
+        raise RejectedError(f"{what}_CONFLICT", f"the rows name {named[0]!r} and {named[1]!r}")
     return named[0] if named else ""

@@ -15,7 +15,7 @@ from paymesh.inventory.v1 import inventory_pb2
 from paymesh.money.v1 import money_pb2
 from paymesh.orchestrator.v1 import orchestrator_pb2
 from paymesh.payment.v1 import payment_pb2
-from paymesh.replay.invoices import Invoice
+from paymesh.replay.invoices import Invoice, Return
 from paymesh.shipping.v1 import shipping_pb2
 
 STOCK_MAX = 1_000_000_000
@@ -82,6 +82,28 @@ def order_item(invoice: Invoice, merchant_id: str, card_token: str) -> orchestra
     )
     key = make_key("invoice", invoice.number)
     return orchestrator_pb2.PlaceOrderItem(idempotency_key=key, request=request)
+
+
+def dispatch_item(invoice_number: str, order_id: str, merchant_id: str) -> orchestrator_pb2.DispatchOrderItem:
+    """Sends the order of an invoice out of the door."""
+    request = orchestrator_pb2.DispatchOrderRequest(merchant_id=merchant_id, order_id=order_id)
+    key = make_key("invoice", invoice_number, "dispatch")
+    return orchestrator_pb2.DispatchOrderItem(idempotency_key=key, request=request)
+
+
+def return_item(one: Return, order_id: str, merchant_id: str) -> orchestrator_pb2.ReturnOrderItem:
+    """Takes back what a cancellation says, from the order of its original."""
+    request = orchestrator_pb2.ReturnOrderRequest(
+        merchant_id=merchant_id,
+        order_id=order_id,
+        lines=[
+            orchestrator_pb2.OrderLine(sku=sku, quantity=quantity) for sku, quantity in one.quantities.items()
+        ],
+        amount=money_pb2.Money(amount_minor=one.amount_minor, currency=one.currency),
+        note=f"invoice {one.number}",
+    )
+    key = make_key("invoice", one.number, "return", one.original)
+    return orchestrator_pb2.ReturnOrderItem(idempotency_key=key, request=request)
 
 
 def make_key(*parts: str) -> str:
