@@ -265,7 +265,8 @@ def test_an_order_shows_its_money_what_came_back_and_every_story() -> None:
         "order ord_1 PARTIALLY_RETURNED  18.00 GBP",
         "sells    2 x mug",
         "returned 1 x mug, for 5.00 GBP",
-        "payment  pay_1  18.00 GBP captured, 5.00 GBP refunded",
+        "payment  pay_1",
+        "money    18.00 GBP captured, 5.00 GBP refunded",
         *(f"saga saga_{kind} ({kind}) COMPLETED" for kind in ("place", "dispatch", "return")),
     ]
 

@@ -91,13 +91,14 @@ def order_tree(
     if order.returned_lines:
         back = f"returned {_goods(order.returned_lines)}"
         tree.add(Text(f"{back}, for {show_amount(order.returned_amount)}"))
-    for name, identifier, more in (
-        ("reserved", order.reservation_id, ""),
-        ("payment", order.payment_id, _money(payment) if payment is not None else ""),
-        ("shipment", order.shipment_id, ""),
+    for name, text in (
+        ("reserved", order.reservation_id),
+        ("payment", order.payment_id),
+        ("money", _money(payment) if payment is not None else ""),
+        ("shipment", order.shipment_id),
     ):
-        if identifier:
-            tree.add(Text(f"{name:<8} {identifier}{more}"))
+        if text:
+            tree.add(Text(f"{name:<8} {text}"))
     for saga in sagas:
         if saga.saga_id:
             tree.add(saga_tree(saga))
@@ -116,7 +117,7 @@ def _goods(lines: Sequence[orchestrator_pb2.OrderLine]) -> str:
 
 
 def _money(payment: payment_pb2.Payment) -> str:
-    """For example "  18.00 GBP captured, 5.00 GBP refunded"."""
+    """For example "18.00 GBP captured, 5.00 GBP refunded"."""
     parts = [
         f"{show_amount(amount)} {word}"
         for word, amount in (
@@ -126,7 +127,7 @@ def _money(payment: payment_pb2.Payment) -> str:
         )
         if amount.amount_minor
     ]
-    return "  " + (", ".join(parts) or "nothing held")
+    return ", ".join(parts) or "nothing is held"
 
 
 def saga_tree(saga: orchestrator_pb2.Saga) -> Tree:
