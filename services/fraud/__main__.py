@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from paymesh.fraud.v1 import fraud_pb2_grpc
-from services.fraud.breaker import Breaker
 from services.fraud.config import FraudConfig
 from services.fraud.domain import Lists
 from services.fraud.rule_file import read_rules
 from services.fraud.runner import ListReader
 from services.fraud.service import NAME, FraudService
 from services.fraud.windows import Windows
+from services.kit.breaker import Breaker
 from services.kit.process import Process, run
 
 

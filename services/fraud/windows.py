@@ -23,9 +23,9 @@ from prometheus_client import Counter
 from valkey.asyncio import Valkey
 from valkey.exceptions import NoScriptError, ValkeyError
 
-from services.fraud.breaker import Breaker
 from services.fraud.families import Counted, Families, Sighting
 from services.fraud.rules import Rules
+from services.kit.breaker import Breaker
 
 T = TypeVar("T")
 

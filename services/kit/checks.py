@@ -142,3 +142,11 @@ def page_size(requested: int) -> int:
             "page_size", f"is {requested}; it must be from 1 to {PAGE_SIZE_MAX}, or 0 for the default"
         )
     return requested
+
+
+def passes_luhn(number: str) -> bool:
+    """Whether the check digit of a card number is right (ISO/IEC 7812-1): every second digit from the right counts
+    double, and the digits of the sum of all end in 0. `number` consists of digits."""
+    doubled = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
+    digits = [int(digit) for digit in reversed(number)]
+    return (sum(digits[::2]) + sum(doubled[digit] for digit in digits[1::2])) % 10 == 0

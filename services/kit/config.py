@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Set as AbstractSet
 from typing import Literal, NoReturn, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings
 
 S = TypeVar("S", bound="ServiceConfig")
@@ -41,13 +42,15 @@ def load(config_type: type[S], service: str) -> S:
     try:
         return config_type(_env_prefix=prefix)
     except ValidationError as error:
-        _complain(service, prefix, error)
+        secrets = {name for name, field in config_type.model_fields.items() if field.annotation is SecretStr}
+        _complain(service, prefix, error, secrets)
 
 
-def _complain(service: str, prefix: str, error: ValidationError) -> NoReturn:
+def _complain(service: str, prefix: str, error: ValidationError, secrets: AbstractSet[str]) -> NoReturn:
     print(f"{service}: the configuration has {error.error_count()} mistake(s):", file=sys.stderr)
     for mistake in error.errors():
         variable = prefix + "_".join(str(part) for part in mistake["loc"]).upper()
-        given = "" if mistake["type"] == "missing" else f" (it is {mistake['input']!r})"
+        shown = mistake["type"] != "missing" and mistake["loc"][0] not in secrets
+        given = f" (it is {mistake['input']!r})" if shown else ""
         print(f"  {variable}: {mistake['msg']}{given}", file=sys.stderr)
     sys.exit(2)

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 import psycopg
 
-from services.kit import logs, metrics, telemetry
+from services.kit import logs, metrics, telemetry, workers
 from services.kit.config import ServiceConfig, load
 from services.kit.db import Database
 from services.kit.deadline import Deadline
@@ -40,6 +40,16 @@ SETS_END_SECONDS = 3.0
 """What sets whose callers are gone get on top of the drain. They take far less, unless the database hangs."""
 
 
+class Listener(Protocol):
+    """What answers calls."""
+
+    async def start(self) -> int:
+        """Serve; returns the port."""
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Take nothing new, let what is in progress end, stop."""
+
+
 class Servicer(Protocol):
     """Implements a service's RPCs."""
 
@@ -50,17 +60,27 @@ class Servicer(Protocol):
 class Process:
     """What a service's `wire` function fills."""
 
-    def __init__(self, database: Database, server: Server) -> None:
+    def __init__(self, database: Database, config: ServiceConfig) -> None:
         self.database = database
-        self._server = server
+        self._config = config
+        self._server: Server | None = None
+        self._listener: Listener | None = None
         self._servicers: list[Servicer] = []
         self._loops: list[tuple[str, Callable[[], Awaitable[None]]]] = []
         self._closing = AsyncExitStack()
 
     def serve(self, register: Callable[[Any, Any], None], servicer: Servicer, full_name: str) -> None:
         """Serve a servicer and drain it at the end; see `Server.add`."""
+        if self._server is None:
+            limit = self._config.concurrent_rpcs_max
+            self._listener = self._server = Server(self._config.listen, concurrent_rpcs_max=limit)
         self._server.add(register, servicer, full_name)
         self._servicers.append(servicer)
+
+    def answer(self, listener: Listener) -> None:
+        """Serve by this, instead of by gRPC."""
+        assert self._listener is None, "a process has one way to be called"
+        self._listener = listener
 
     def background(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
         """Run `loop` as long as the process serves; should it fail, log that and start it again."""
@@ -71,14 +91,16 @@ class Process:
         self._closing.push_async_callback(close)
 
     async def _live(self, stop: asyncio.Event, drain_seconds: float) -> None:
+        listener = self._listener
+        assert listener is not None, "nothing was wired that could be called"
         async with self._closing:
-            port = await self._server.start()
+            port = await listener.start()
             log.info("serving on port %d", port)
             loops = [asyncio.create_task(_forever(name, loop), name=name) for name, loop in self._loops]
             await stop.wait()
             log.info("draining")
             until = Deadline.after(drain_seconds)
-            await self._server.drain(drain_seconds)
+            await listener.drain(drain_seconds)
             await self._end_sets(until.remaining() + SETS_END_SECONDS)
             for task in loops:
                 task.cancel()
@@ -109,6 +131,8 @@ def run(
     """Be the process `name` until told to stop. `package` holds the migrations; by default services.<name>."""
     config = load(config_type, name)
     logs.set_up(name, config.log_level)
+    if (count := getattr(config, "workers", 1)) > 1:
+        sys.exit(workers.supervise(name, count, config.metrics_listen))
     telemetry.set_up(name)
     try:
         asyncio.run(_main(config, wire, package or f"services.{name}"))
@@ -131,6 +155,7 @@ async def _main(config: C, wire: Callable[[Process, C], Awaitable[None]], packag
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    workers.stop_with_parent(stop.set)
     for applied in await migrate(config.migration_dsn or config.database_dsn, package):
         log.info("applied migration %s", applied)
     if config.migration_dsn:
@@ -139,7 +164,7 @@ async def _main(config: C, wire: Callable[[Process, C], Awaitable[None]], packag
     await database.open()
     if config.metrics_listen:
         metrics.serve(config.metrics_listen)
-    process = Process(database, Server(config.listen, concurrent_rpcs_max=config.concurrent_rpcs_max))
+    process = Process(database, config)
     process.closing(database.close)
     await wire(process, config)
     _tame_the_collector()

@@ -110,10 +110,19 @@ def shut_down() -> None:
 
 def start_call(name: str, headers: Mapping[str, str], kind: SpanKind) -> Span:
     """The span of one RPC, continuing the trace in `headers`; not recording when the trace is not sampled."""
+    return _start_at_the_door(name, headers, kind, {"rpc.system.name": "grpc", "rpc.method": name})
+
+
+def start_request(name: str, headers: Mapping[str, str], attributes: Mapping[str, str]) -> Span:
+    """The same for a request over HTTP."""
+    return _start_at_the_door(name, headers, SpanKind.SERVER, attributes)
+
+
+def _start_at_the_door(
+    name: str, headers: Mapping[str, str], kind: SpanKind, attributes: Mapping[str, str]
+) -> Span:
     parent = _propagator.extract(headers) if "traceparent" in headers else otel_context.Context()
-    return _tracer().start_span(
-        name, parent, kind=kind, attributes={"rpc.system.name": "grpc", "rpc.method": name}
-    )
+    return _tracer().start_span(name, parent, kind=kind, attributes=dict(attributes))
 
 
 def start_item(name: str, traceparent: str, *, sample_root: bool = False) -> Span | None:

@@ -17,13 +17,13 @@ import pytest_asyncio
 from valkey.asyncio import Valkey
 
 from deploy.local.stores import EmbeddedValkey
-from services.fraud.breaker import Breaker
 from services.fraud.config import RULES_FILE
 from services.fraud.domain import Subject
 from services.fraud.families import CARD_BYTES, RECORD_BYTES, Sighting
 from services.fraud.rule_file import read_rules
 from services.fraud.rules import CARDS_FROM_IP, Counters, Measure, Rules, Trait, Window, counter_place
 from services.fraud.windows import Windows
+from services.kit.breaker import Breaker
 from services.kit.money import AMOUNT_MINOR_MAX, Money
 
 START = datetime(2030, 5, 17, 12, 0, tzinfo=UTC)

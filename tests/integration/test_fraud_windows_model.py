@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from valkey.asyncio import Valkey
 
 from deploy.local.stores import EmbeddedValkey
-from services.fraud.breaker import Breaker
 from services.fraud.domain import Subject
 from services.fraud.families import Counted, Sighting
 from services.fraud.rules import (
@@ -28,6 +27,7 @@ from services.fraud.rules import (
     counter_place,
 )
 from services.fraud.windows import Windows
+from services.kit.breaker import Breaker
 from services.kit.money import Money
 
 START = datetime(2030, 5, 17, 12, 0, tzinfo=UTC)

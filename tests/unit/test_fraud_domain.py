@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.fraud.breaker import Breaker
 from services.fraud.config import RULES_FILE, FraudConfig
 from services.fraud.domain import (
     Decision,
@@ -34,6 +33,7 @@ from services.fraud.rules import (
     Window,
     counter_place,
 )
+from services.kit.breaker import Breaker
 from services.kit.money import AMOUNT_MINOR_MAX, Money
 
 RULES = Rules(
