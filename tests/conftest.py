@@ -71,9 +71,8 @@ class Services:
                 **settings,
             }.items()
         }
-        process = ServiceProcess(
-            module or f"services.{name}", environment, self._folder / f"{name}-{len(self._started)}.log"
-        )
+        log = self._folder / f"{name}-{len(self._started)}.log"
+        process = ServiceProcess(module or f"services.{name}", environment, log, speaks_http=name == "edge")
         process.start()
         self._started.append(process)
         return process

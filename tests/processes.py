@@ -14,6 +14,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from deploy.local.ports import answers_http
+
 ROOT = Path(__file__).resolve().parent.parent
 READY_SECONDS = 30.0
 
@@ -28,15 +30,18 @@ def free_port() -> int:
 class ServiceProcess:
     """`python -m module` with an environment of its own; its output goes to `log`."""
 
-    def __init__(self, module: str, environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, module: str, environment: dict[str, str], log: Path, *, speaks_http: bool = False
+    ) -> None:
         self._module = module
+        self._speaks_http = speaks_http
         self._environment = environment
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self.target = next(value for key, value in environment.items() if key.endswith("_LISTEN"))
 
     def start(self) -> None:
-        """Start and wait until the health service says SERVING."""
+        """Start and wait until the health service says SERVING, or /healthz answers."""
         environment = {
             k: v for k, v in os.environ.items() if not k.startswith("PAYMESH_")
         } | self._environment
@@ -75,6 +80,12 @@ class ServiceProcess:
     def _wait_until_ready(self) -> None:
         assert self._process is not None
         until = time.monotonic() + READY_SECONDS
+        if self._speaks_http:
+            while not answers_http(self.target, "/healthz", 1.0):
+                assert self._process.poll() is None, self.log()
+                assert time.monotonic() < until, self.log()
+                time.sleep(0.05)
+            return
         with grpc.insecure_channel(self.target) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)  # generated: its methods have no types
             while True:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from deploy.local import child, mesh
+from deploy.local import child, mesh, ports
 from deploy.local.errors import LocalRunError, last_log_lines
 from deploy.local.postgres import EmbeddedPostgres
 from deploy.local.restarts import RestartPolicy, RestartRecord
@@ -117,6 +117,14 @@ class ServiceProgram:
             await asyncio.sleep(POLL_SECONDS)
         child.kill_group(self._process)
         self._process.wait()
+
+
+class HttpServiceProgram(ServiceProgram):
+    """A service that answers HTTP; ready when /healthz says 200."""
+
+    async def until_ready(self) -> None:
+        while not await asyncio.to_thread(ports.answers_http, self.address, "/healthz", PROBE_SECONDS):
+            await asyncio.sleep(POLL_SECONDS)
 
 
 class StoreProgram:

@@ -39,6 +39,10 @@ class Service:
     uses_valkey: bool = False
     seals: bool = False
     """Whether it keeps an audit trail (see `trail`), and so may not change its own history (`databases`)."""
+    speaks_http: bool = False
+    """Answers HTTP, and /healthz when it serves; the others answer gRPC and its health service."""
+    secrets: tuple[str, ...] = ()
+    """Settings that are passwords; each is made once and kept in the data folder."""
 
 
 BANK = Service(name="bank", module="sandbox.bank", port_offset=10)
@@ -54,7 +58,16 @@ ORCHESTRATOR = Service(
     port_offset=0,
     calls=("inventory", "payment", "shipping"),
 )
-SERVICES = (BANK, INVENTORY, SHIPPING, FRAUD, PAYMENT, ORCHESTRATOR)
+EDGE = Service(
+    name="edge",
+    module="services.edge",
+    port_offset=8,
+    calls=("payment", "orchestrator", "bank"),
+    uses_valkey=True,
+    speaks_http=True,
+    secrets=("KEY_SECRET", "VAULT_KEY"),
+)
+SERVICES = (BANK, INVENTORY, SHIPPING, FRAUD, PAYMENT, ORCHESTRATOR, EDGE)
 """In the order in which they start: whoever is called comes before its callers."""
 
 
@@ -168,6 +181,11 @@ def environment_of(
     environment["PYTHONPATH"] = _python_path(inherited.get("PYTHONPATH", ""))
     environment["PYTHONUNBUFFERED"] = "1"
     return environment
+
+
+def secret_name(service: Service, setting: str) -> str:
+    """What a secret of a service is called in the data folder."""
+    return f"{service.name}_{setting.lower()}"
 
 
 def command_of(service: Service) -> list[str]:

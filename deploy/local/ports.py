@@ -1,5 +1,6 @@
-"""Ports of the loopback address: which are taken, which are free."""
+"""Ports of the loopback address: which are taken, which are free, which answer."""
 
+import http.client
 import secrets
 import socket
 
@@ -39,3 +40,15 @@ def free_port() -> int:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def answers_http(address: str, path: str, timeout_seconds: float) -> bool:
+    """Whether a GET of that path is answered with 200."""
+    connection = http.client.HTTPConnection(address, timeout=timeout_seconds)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -16,7 +16,7 @@ from typing import Any
 from deploy.local import mesh, ports, trail
 from deploy.local.errors import UserMistake
 from deploy.local.folder import DataFolder, FolderLock
-from deploy.local.keeper import Keeper, ServiceProgram, StoreProgram
+from deploy.local.keeper import HttpServiceProgram, Keeper, ServiceProgram, StoreProgram
 from deploy.local.restarts import RestartPolicy
 from deploy.local.running import RunningMesh, forget_running_mesh
 from deploy.local.stores import Stores
@@ -161,12 +161,14 @@ class Mesh:
         )
         log = self.folder.log_file(instance.name)
         command = mesh.command_of(instance.service)
-        return ServiceProgram(command, instance.address, log, environment, mesh.ROOT)
+        program = HttpServiceProgram if instance.service.speaks_http else ServiceProgram
+        return program(command, instance.address, log, environment, mesh.ROOT)
 
     def _settings(self, service: mesh.Service) -> Mapping[str, str]:
         owner_dsn = self.stores.owner_dsn(service.name)
         owned = {"MIGRATION_DSN": owner_dsn} if owner_dsn else {}
-        return {**owned, **(trail.settings(self.folder) if service.seals else {})}
+        secrets = {name: self.folder.password(mesh.secret_name(service, name)) for name in service.secrets}
+        return {**owned, **secrets, **(trail.settings(self.folder) if service.seals else {})}
 
     async def _all_ready(self) -> None:
         for keeper in self.keepers.values():

@@ -8,8 +8,9 @@ A fenced block says in its info string (the words behind ```, which no reader se
     text shows         what the block before prints: standard output and standard error as one text
                        `…` within a line stands for anything, a line that is only `…` for any number of lines
 
-Every `sh` block must have such a mark. What changes on the way to the shell: `.venv/bin` becomes the environment that
-runs this test, and the ports those of a mesh that was started for it.
+Every `sh` block must have such a mark. The blocks are lines typed into one terminal: a variable that is set in one
+is there in the next. What changes on the way to the shell: `.venv/bin` becomes the environment that runs this test,
+and the ports those of a mesh that was started for it.
 """
 
 from __future__ import annotations
@@ -117,6 +118,8 @@ class LocalMesh:
     base_port: int
     environment: dict[str, str]
     spans: Path
+    terminal: Path
+    """Keeps the variables that commands have set, for those that come after."""
 
     def run(self, commands: str) -> tuple[int, str]:
         """Exit code and output of commands as the README has them."""
@@ -124,8 +127,10 @@ class LocalMesh:
         commands = re.sub(
             r"127\.0\.0\.1:71(\d\d)", lambda port: f"127.0.0.1:{self.base_port + int(port[1])}", commands
         )
+        kept = self.terminal
+        here = f"set -a; if [ -f {kept} ]; then . {kept}; fi; trap 'export -p >{kept}' EXIT\n"
         ended = subprocess.run(
-            ["sh", "-euc", commands],
+            ["sh", "-euc", here + commands],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -177,7 +182,7 @@ def local_mesh(environment: dict[str, str]) -> Iterator[LocalMesh]:
             assert process.poll() is None, log.read_text(errors="replace")
             assert time.monotonic() < give_up_at, log.read_text(errors="replace")
             time.sleep(0.1)
-        yield LocalMesh(base_port, environment, spans)
+        yield LocalMesh(base_port, environment, spans, folder / "terminal")
     finally:
         process.terminate()
         process.wait(60)

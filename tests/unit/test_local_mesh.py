@@ -34,6 +34,7 @@ def test_every_service_has_its_documented_port() -> None:
         "inventory": 7102,
         "shipping": 7103,
         "fraud": 7104,
+        "edge": 7108,
         "bank": 7110,
     }
 
@@ -86,7 +87,19 @@ def test_the_user_turns_knobs_and_replaces_targets_but_not_addresses() -> None:
     assert environment["PAYMESH_PAYMENT_LISTEN"] == "127.0.0.1:7101"
 
 
-def test_only_fraud_is_told_where_valkey_is() -> None:
+def test_only_those_that_use_valkey_are_told_where_it_is() -> None:
     layout = mesh.plan()
     told = [i.name for i in layout.instances if "redis://valkey" in environment_of(i.name, layout).values()]
-    assert told == ["fraud"]
+    assert told == ["fraud", "edge"]
+
+
+def test_a_secret_is_kept_unless_the_user_has_one() -> None:
+    layout = mesh.plan()
+    (edge,) = layout.of(mesh.EDGE)
+    told = [
+        mesh.environment_of(
+            edge, layout, dsn="", valkey_url=None, inherited=inherited, secrets={"VAULT_KEY": "kept"}
+        )["PAYMESH_EDGE_VAULT_KEY"]
+        for inherited in ({}, {"PAYMESH_EDGE_VAULT_KEY": "the user's"})
+    ]
+    assert told == ["kept", "the user's"]

@@ -1,0 +1,1 @@
+"""What the edge decides, without I/O: keys, cards, and which problem an error is."""
