@@ -98,7 +98,7 @@ def test_a_secret_is_kept_unless_the_user_has_one() -> None:
     (edge,) = layout.of(mesh.EDGE)
     told = [
         mesh.environment_of(
-            edge, layout, dsn="", valkey_url=None, inherited=inherited, secrets={"VAULT_KEY": "kept"}
+            edge, layout, dsn="", valkey_url=None, inherited=inherited, settings={"VAULT_KEY": "kept"}
         )["PAYMESH_EDGE_VAULT_KEY"]
         for inherited in ({}, {"PAYMESH_EDGE_VAULT_KEY": "the user's"})
     ]
