@@ -57,6 +57,8 @@ def up(
 
     - `paymesh up --orchestrators 2 --payments 2`
     """
+    # gRPC's own remarks about connections that end are not for the person at the terminal.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     board = Board(Console())
     try:
         mesh = Mesh(
