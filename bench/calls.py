@@ -7,13 +7,12 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from bench.callers import Call
+from bench.channels import Channels
 from bench.phases import Task
 from bench.tally import Tally
-from paymesh.channel import channel_options
 
 _PATH = "/grpc.health.v1.Health/Check"
 _REQUEST = health_pb2.HealthCheckRequest().SerializeToString()
@@ -24,26 +23,22 @@ class Pings:
 
     def __init__(self, task: Task) -> None:
         self._callers = task.callers
-        options = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]
-        self._channels = [
-            grpc.aio.insecure_channel(task.target, options=options) for _ in range(task.channels)
-        ]
+        self._channels = Channels(task)
 
     async def open(self) -> None:
         """Connect."""
-        await asyncio.gather(*(channel.channel_ready() for channel in self._channels))
+        await self._channels.open()
 
     async def close(self) -> None:
         """Close the connections."""
-        for channel in self._channels:
-            await channel.close()
+        await self._channels.close()
 
     async def run(self, tally: Tally, merchants: Sequence[str], until: float) -> None:
         """Call until then."""
         await asyncio.gather(*(self._call(number, tally, until) for number in range(self._callers)))
 
     async def _call(self, number: int, tally: Tally, until: float) -> None:
-        check: Call = self._channels[number % len(self._channels)].unary_unary(
+        check: Call = self._channels.all[number % len(self._channels.all)].unary_unary(
             _PATH, request_serializer=None, response_deserializer=health_pb2.HealthCheckResponse.FromString
         )
         while time.perf_counter() < until:

@@ -24,16 +24,14 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any, Protocol
 
-import grpc.aio
-
 from bench.callers import Call, Caller, Requests
 from bench.calls import Pings
+from bench.channels import Channels
 from bench.floor import Writers
 from bench.methods import METHODS
 from bench.orders import Buyers
 from bench.phases import Task, What
 from bench.tally import Tally
-from paymesh.channel import channel_options
 
 PREBUILT_PER_SECOND = {What.ORDERS: 6_000, What.AUTHORIZATIONS: 15_000}
 """More than two cores do, so that nothing is left to encode while the clock runs."""
@@ -67,16 +65,12 @@ class Callers:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._method = METHODS[task.what]
-        # Channels of one process share a connection to the same target unless they are told not to.
-        options = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]
-        self._channels = [
-            grpc.aio.insecure_channel(task.target, options=options) for _ in range(task.channels)
-        ]
+        self._channels = Channels(task)
         path = self._method.batch_path if task.batch_size else self._method.single_path
         answer = self._method.batch_response if task.batch_size else self._method.response
         self._calls: list[Call] = [
             channel.unary_unary(path, request_serializer=None, response_deserializer=answer.FromString)
-            for channel in self._channels
+            for channel in self._channels.all
         ]
         warm_up = Buyers(task.warm_up_merchants, task.currencies, task.first_number)
         measured = Buyers(task.merchants, task.currencies, task.first_number + WARM_UP_NUMBERS)
@@ -87,12 +81,11 @@ class Callers:
 
     async def open(self) -> None:
         """Connect."""
-        await asyncio.gather(*(channel.channel_ready() for channel in self._channels))
+        await self._channels.open()
 
     async def close(self) -> None:
         """Close the connections."""
-        for channel in self._channels:
-            await channel.close()
+        await self._channels.close()
 
     async def run(self, tally: Tally, merchants: tuple[str, ...], until: float) -> None:
         """See `Work`."""

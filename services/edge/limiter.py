@@ -10,17 +10,14 @@ that sells too fast.
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import logging
 import time
-from typing import Any
 
 from prometheus_client import Counter
-from valkey.asyncio import Valkey
-from valkey.exceptions import NoScriptError, ValkeyError
+from valkey.exceptions import ValkeyError
 
 from services.kit.breaker import Breaker
+from services.kit.scripts import Script, Scripts
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +27,8 @@ UNLIMITED = Counter(
 )
 LIMITED = Counter("paymesh_edge_limited_requests_total", "Requests that were turned away by the rate limit.")
 
-_SCRIPT = b"""
+_COUNT = Script(
+    b"""
 local before = tonumber(redis.call('GET', KEYS[2]) or '0')
 local now = tonumber(redis.call('GET', KEYS[1]) or '0')
 local window, passed, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -41,7 +39,7 @@ redis.call('INCR', KEYS[1])
 redis.call('PEXPIRE', KEYS[1], 2 * window)
 return 1
 """
-_SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
+)
 
 
 class Limiter:
@@ -50,12 +48,10 @@ class Limiter:
     def __init__(
         self, url: str, *, requests_max: int, window_seconds: int, timeout_ms: int, breaker: Breaker
     ) -> None:
-        self._client = Valkey.from_url(url, max_connections=CONNECTIONS_MAX)
+        self._scripts = Scripts(url, connections_max=CONNECTIONS_MAX, timeout_ms=timeout_ms)
         self._requests_max = requests_max
         self._window_ms = window_seconds * 1000
-        self._timeout_seconds = timeout_ms / 1000
         self._breaker = breaker
-        self._abandoned: set[asyncio.Task[Any]] = set()
 
     async def admits(self, key_id: str, at_ms: int) -> int:
         """Count a request of a key; 0 when it may pass, else the seconds after which it is worth another try."""
@@ -68,7 +64,8 @@ class Limiter:
         # In braces, so that both lie on one shard of a cluster.
         keys = [f"rate:{{{key_id}}}:{window}", f"rate:{{{key_id}}}:{window - 1}"]
         try:
-            passes = await self._in_time(keys, passed_ms)
+            arguments = (*keys, self._window_ms, passed_ms, self._requests_max)
+            passes = await self._scripts.run(_COUNT, arguments, keys=len(keys))
         except (ValkeyError, OSError) as error:  # TimeoutError is an OSError
             self._breaker.failed(time.monotonic())
             UNLIMITED.inc()
@@ -82,31 +79,4 @@ class Limiter:
 
     async def close(self) -> None:
         """Give the connections back."""
-        await self._client.aclose()
-
-    async def _in_time(self, keys: list[str], passed_ms: int) -> bool:
-        """Raises TimeoutError. What is late is not waited for: closing a connection to a host that is gone takes
-        long."""
-        task = asyncio.create_task(self._run(keys, passed_ms))
-        try:
-            done, _ = await asyncio.wait((task,), timeout=self._timeout_seconds)
-        finally:
-            if not task.done():
-                task.cancel()
-                self._abandoned.add(task)
-                task.add_done_callback(self._gone)
-        if not done:
-            raise TimeoutError(f"no answer within {self._timeout_seconds * 1000:.0f} ms")
-        return bool(task.result())
-
-    async def _run(self, keys: list[str], passed_ms: int) -> Any:
-        arguments = (*keys, self._window_ms, passed_ms, self._requests_max)
-        try:
-            return await self._client.evalsha(_SHA, len(keys), *arguments)
-        except NoScriptError:  # the first call, or Valkey started anew
-            return await self._client.eval(_SCRIPT, len(keys), *arguments)
-
-    def _gone(self, task: asyncio.Task[Any]) -> None:
-        self._abandoned.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen; nobody is interested any more
+        await self._scripts.close()

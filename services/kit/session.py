@@ -35,8 +35,6 @@ class Statement:
     values: list[bytes | None]
     formats: list[int]
     prepare: bool
-    turn: int
-    """Of the connection's users, whose it is."""
     answer: PGresult | None = None
 
 
@@ -56,7 +54,6 @@ class Session(psycopg.AsyncConnection[TupleRow]):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._queued: list[Statement] = []
-        self._turn = 0
         self._flying = False
         self._named: dict[str, bytes] = {}
         self._named_count = 0
@@ -65,7 +62,6 @@ class Session(psycopg.AsyncConnection[TupleRow]):
     def begin_flights(self) -> None:
         """From now on statements are queued, for another user than before."""
         self._queued.clear()
-        self._turn += 1
         self.pgconn.enter_pipeline_mode()
 
     def end_flights(self) -> None:
@@ -87,13 +83,13 @@ class Session(psycopg.AsyncConnection[TupleRow]):
                 value, form = encode(params[name])
                 values.append(value)
                 formats.append(form)
-        statement = Statement(sql, values, formats, prepare, self._turn)
+        statement = Statement(sql, values, formats, prepare)
         self._queued.append(statement)
         return statement
 
     def awaits(self, statement: Statement) -> bool:
         """Whether a statement is queued here: then the next flight answers it."""
-        return statement.turn == self._turn and any(one is statement for one in self._queued)
+        return any(one is statement for one in self._queued)
 
     def forget(self) -> None:
         """Let nothing that is queued leave."""
@@ -121,9 +117,8 @@ class Session(psycopg.AsyncConnection[TupleRow]):
             answer = next(answers)
             if statement.sql in unprepared and answer.status in _GOOD:
                 unprepared.remove(statement.sql)
-                self._named[statement.sql] = fresh[
-                    statement.sql
-                ]  # it stays prepared, whatever comes of the flight
+                # It stays prepared, whatever comes of the flight.
+                self._named[statement.sql] = fresh[statement.sql]
                 answer = next(answers)
             if answer.status not in _GOOD:
                 raise FlightFailed(pg.error_from_result(answer), last=statement is flight[-1])

@@ -16,6 +16,7 @@ from services.orchestrator.clients.waves import (
     by_weight,
     done,
     items_of,
+    undos_of,
 )
 from services.orchestrator.domain import Outcome
 
@@ -46,9 +47,7 @@ class Inventory:
 
     async def undo(self, wave: Wave, deadline: Deadline) -> list[Result]:
         batch = inventory_pb2.BatchReleaseStockRequest()
-        for (item, saga, _), do_key in zip(
-            items_of(batch, wave, wave.undo_keys()), wave.do_keys(), strict=True
-        ):
+        for item, saga, do_key in undos_of(batch, wave):
             item.request.merchant_id = saga.merchant_id
             item.request.reserve_key = do_key
         return await ask(self._stub.BatchReleaseStock, batch, wave, deadline, done)
@@ -73,9 +72,7 @@ class Payment:
 
     async def undo(self, wave: Wave, deadline: Deadline) -> list[Result]:
         batch = payment_pb2.BatchVoidPaymentsRequest()
-        for (item, saga, _), do_key in zip(
-            items_of(batch, wave, wave.undo_keys()), wave.do_keys(), strict=True
-        ):
+        for item, saga, do_key in undos_of(batch, wave):
             item.request.merchant_id = saga.merchant_id
             item.request.authorize_key = do_key
             item.request.note = saga.reason.code[:200] if saga.reason else ""
@@ -99,9 +96,7 @@ class Shipping:
 
     async def undo(self, wave: Wave, deadline: Deadline) -> list[Result]:
         batch = shipping_pb2.BatchCancelShipmentsRequest()
-        for (item, saga, _), do_key in zip(
-            items_of(batch, wave, wave.undo_keys()), wave.do_keys(), strict=True
-        ):
+        for item, saga, do_key in undos_of(batch, wave):
             item.request.merchant_id = saga.merchant_id
             item.request.create_key = do_key
         return await ask(self._stub.BatchCancelShipments, batch, wave, deadline, done)

@@ -81,6 +81,13 @@ def items_of(batch: Any, wave: Wave, keys: Sequence[str]) -> Iterator[tuple[Any,
         yield item, saga, order
 
 
+def undos_of(batch: Any, wave: Wave) -> Iterator[tuple[Any, Saga, str]]:
+    """A new item of `batch` for each saga, under the key of its undo, with the key of the do that it undoes."""
+    items = items_of(batch, wave, wave.undo_keys())
+    for (item, saga, _), do_key in zip(items, wave.do_keys(), strict=True):
+        yield item, saga, do_key
+
+
 def by_weight(wave: Wave, lines_max: int) -> Iterator[Wave]:
     """The wave in parts of at most so many lines; a single order may have more."""
     start = lines = 0

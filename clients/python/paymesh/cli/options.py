@@ -49,6 +49,8 @@ Key = Annotated[
     ),
 ]
 
+Note = Annotated[str, typer.Option("--note", help="Why, for the audit trail.")]
+
 Patience = Annotated[
     float,
     typer.Option(

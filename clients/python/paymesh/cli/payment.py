@@ -18,6 +18,7 @@ from paymesh.cli.options import (
     Json,
     Key,
     Merchant,
+    Note,
     Patience,
     PaymentTarget,
 )
@@ -56,7 +57,6 @@ def get_payment(
 
 
 PaymentId = Annotated[str, typer.Argument(metavar="PAYMENT", help="Identifier, pay_…")]
-Note = Annotated[str, typer.Option("--note", help="Why, for the audit trail.")]
 
 
 @commands.command(

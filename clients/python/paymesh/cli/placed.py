@@ -15,6 +15,7 @@ from paymesh.cli.options import (
     Json,
     Key,
     Merchant,
+    Note,
     OrderId,
     Patience,
     Target,
@@ -23,8 +24,6 @@ from paymesh.cli.options import (
 from paymesh.cli.program import EXIT_NO, UserError
 from paymesh.cli.story import console, order_response_tree, print_json
 from paymesh.orchestrator.v1 import orchestrator_pb2, orchestrator_pb2_grpc
-
-Note = Annotated[str, typer.Option("--note", help="Why, for the audit trail.")]
 
 
 def dispatch_order(

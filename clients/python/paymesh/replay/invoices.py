@@ -198,16 +198,7 @@ def _read_line(row: Row | BrokenRow, columns: tuple[str, ...], exponent: int) ->
     _check_text("PRODUCT", value["StockCode"])
     if customer_id := value.get("CustomerID", ""):
         _check_text("CUSTOMER", customer_id)
-    quantity = _read_quantity(value["Quantity"])
-    return SoldLine(
-        line=row.line,
-        sku=value["StockCode"],
-        description=value.get("Description", ""),
-        quantity=quantity,
-        amount_minor=_read_amount(value["UnitPrice"], quantity, exponent),
-        customer_id=customer_id,
-        country_name=value["Country"],
-    )
+    return _line_of(row, value, _read_quantity(value["Quantity"]), exponent)
 
 
 def read_taken_back(row: Row | BrokenRow, columns: tuple[str, ...], exponent: int) -> SoldLine:
@@ -220,14 +211,17 @@ def read_taken_back(row: Row | BrokenRow, columns: tuple[str, ...], exponent: in
     text = value["Quantity"]
     if not text.startswith("-"):
         raise RejectedError("QUANTITY_NOT_NEGATIVE", f"{text[:40]!r} takes nothing back")
-    quantity = _read_quantity(text[1:])
+    return _line_of(row, value, _read_quantity(text[1:]), exponent)
+
+
+def _line_of(row: Row, value: Mapping[str, str], quantity: int, exponent: int) -> SoldLine:
     return SoldLine(
         line=row.line,
         sku=value["StockCode"],
         description=value.get("Description", ""),
         quantity=quantity,
         amount_minor=_read_amount(value["UnitPrice"], quantity, exponent),
-        customer_id=value["CustomerID"],
+        customer_id=value.get("CustomerID", ""),
         country_name=value["Country"],
     )
 
