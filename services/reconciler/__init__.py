@@ -1,0 +1,1 @@
+"""Matches what the bank's statements say against what our books say; see README.md."""

@@ -1,0 +1,1 @@
+"""What the reconciler decides. Pure: values in, values out."""
