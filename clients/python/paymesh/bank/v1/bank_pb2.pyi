@@ -144,6 +144,8 @@ class _FaultKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FaultKind.V
     """The whole call is refused as if no connection could be made."""
     FAULT_KIND_ERROR: _FaultKind.ValueType  # 5
     """The operation fails with an internal error; nothing is carried out."""
+    FAULT_KIND_REFUSE: _FaultKind.ValueType  # 6
+    """The operation is refused for good, with ACCOUNT_CLOSED: only for PayOut."""
 
 class FaultKind(_FaultKind, metaclass=_FaultKindEnumTypeWrapper):
     """What a fault does to an operation."""
@@ -160,6 +162,8 @@ FAULT_KIND_REFUSE_CONNECTION: FaultKind.ValueType  # 4
 """The whole call is refused as if no connection could be made."""
 FAULT_KIND_ERROR: FaultKind.ValueType  # 5
 """The operation fails with an internal error; nothing is carried out."""
+FAULT_KIND_REFUSE: FaultKind.ValueType  # 6
+"""The operation is refused for good, with ACCOUNT_CLOSED: only for PayOut."""
 Global___FaultKind: _TypeAlias = FaultKind  # noqa: Y015
 
 class _FaultTarget:
@@ -175,7 +179,7 @@ class _FaultTargetEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FaultTarg
     FAULT_TARGET_VOID: _FaultTarget.ValueType  # 2
     """Void."""
     FAULT_TARGET_LOOKUP: _FaultTarget.ValueType  # 3
-    """LookupByKey."""
+    """LookupByKey, GetSettlement and GetPayout."""
     FAULT_TARGET_CANCEL: _FaultTarget.ValueType  # 4
     """CancelByKey."""
     FAULT_TARGET_CAPTURE: _FaultTarget.ValueType  # 5
@@ -184,6 +188,10 @@ class _FaultTargetEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FaultTarg
     """Refund."""
     FAULT_TARGET_INCREMENT: _FaultTarget.ValueType  # 7
     """IncrementAuthorization."""
+    FAULT_TARGET_SETTLE: _FaultTarget.ValueType  # 8
+    """Settle."""
+    FAULT_TARGET_PAYOUT: _FaultTarget.ValueType  # 9
+    """PayOut."""
 
 class FaultTarget(_FaultTarget, metaclass=_FaultTargetEnumTypeWrapper):
     """Which operations a fault strikes."""
@@ -195,7 +203,7 @@ FAULT_TARGET_AUTHORIZE: FaultTarget.ValueType  # 1
 FAULT_TARGET_VOID: FaultTarget.ValueType  # 2
 """Void."""
 FAULT_TARGET_LOOKUP: FaultTarget.ValueType  # 3
-"""LookupByKey."""
+"""LookupByKey, GetSettlement and GetPayout."""
 FAULT_TARGET_CANCEL: FaultTarget.ValueType  # 4
 """CancelByKey."""
 FAULT_TARGET_CAPTURE: FaultTarget.ValueType  # 5
@@ -204,6 +212,10 @@ FAULT_TARGET_REFUND: FaultTarget.ValueType  # 6
 """Refund."""
 FAULT_TARGET_INCREMENT: FaultTarget.ValueType  # 7
 """IncrementAuthorization."""
+FAULT_TARGET_SETTLE: FaultTarget.ValueType  # 8
+"""Settle."""
+FAULT_TARGET_PAYOUT: FaultTarget.ValueType  # 9
+"""PayOut."""
 Global___FaultTarget: _TypeAlias = FaultTarget  # noqa: Y015
 
 @_typing.final

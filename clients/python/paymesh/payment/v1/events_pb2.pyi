@@ -216,7 +216,9 @@ Global___PaymentExpired: _TypeAlias = PaymentExpired  # noqa: Y015
 
 @_typing.final
 class PaymentSettled(_message.Message):
-    """Announced when the processor has paid captured money out to us."""
+    """Announced when the processor has settled captures and refunds of a payment:
+    once for each settlement that has some.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -228,7 +230,10 @@ class PaymentSettled(_message.Message):
 
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
-        """How much it paid out."""
+        """How much was paid out for it: its captures in the settlement less its
+        refunds. Negative when a refund of what was settled before is taken off,
+        and zero when both are equal.
+        """
 
     def __init__(
         self,

@@ -114,7 +114,9 @@ class Entry(_message.Message):
     AMOUNT_FIELD_NUMBER: _builtins.int
     POSTED_AT_FIELD_NUMBER: _builtins.int
     journal_id: _builtins.str
-    """Payment and number of the event that it books, "pay_…/2"."""
+    """Payment and number of the event that it books, "pay_…/2", or settlement and
+    number of its step, "stl_…/1".
+    """
     line: _builtins.int
     """Number of the line in its journal, from 1."""
     account: _builtins.str

@@ -27,9 +27,10 @@ if _version_not_supported:
 
 class LedgerServiceStub:
     """Reads payment's ledger: double entry, one set of accounts per merchant and
-    currency. A journal is the entries that an event of a payment books; they add
-    up to zero in every currency, which the database enforces. Entries are never
-    changed or deleted: what turns out wrong is reversed by another journal.
+    currency. A journal is the entries that an event of a payment books, or a step
+    of a settlement; they add up to zero in every currency, which the database
+    enforces. Entries are never changed or deleted: what turns out wrong is
+    reversed by another journal.
 
     Debits are positive, credits negative. The accounts:
 
@@ -39,7 +40,10 @@ class LedgerServiceStub:
     processor_receivable  captured, and not paid out by the processor debit
     merchant_payable      what we owe the merchant, fees taken off    credit
     fees                  what the merchant was charged               credit
-    cash                  what the processor has paid out             debit
+    cash                  what the processor has paid out, less its
+    fees and what merchants were paid           debit
+    processor_fees        what the processor has kept of it           debit
+    payouts               on its way to the merchant                  credit
     suspense              money whose reason is not known yet         either
     """
 
@@ -78,9 +82,10 @@ class LedgerServiceStub:
 
 class LedgerServiceServicer:
     """Reads payment's ledger: double entry, one set of accounts per merchant and
-    currency. A journal is the entries that an event of a payment books; they add
-    up to zero in every currency, which the database enforces. Entries are never
-    changed or deleted: what turns out wrong is reversed by another journal.
+    currency. A journal is the entries that an event of a payment books, or a step
+    of a settlement; they add up to zero in every currency, which the database
+    enforces. Entries are never changed or deleted: what turns out wrong is
+    reversed by another journal.
 
     Debits are positive, credits negative. The accounts:
 
@@ -90,7 +95,10 @@ class LedgerServiceServicer:
     processor_receivable  captured, and not paid out by the processor debit
     merchant_payable      what we owe the merchant, fees taken off    credit
     fees                  what the merchant was charged               credit
-    cash                  what the processor has paid out             debit
+    cash                  what the processor has paid out, less its
+    fees and what merchants were paid           debit
+    processor_fees        what the processor has kept of it           debit
+    payouts               on its way to the merchant                  credit
     suspense              money whose reason is not known yet         either
     """
 
@@ -173,9 +181,10 @@ def add_LedgerServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class LedgerService:
     """Reads payment's ledger: double entry, one set of accounts per merchant and
-    currency. A journal is the entries that an event of a payment books; they add
-    up to zero in every currency, which the database enforces. Entries are never
-    changed or deleted: what turns out wrong is reversed by another journal.
+    currency. A journal is the entries that an event of a payment books, or a step
+    of a settlement; they add up to zero in every currency, which the database
+    enforces. Entries are never changed or deleted: what turns out wrong is
+    reversed by another journal.
 
     Debits are positive, credits negative. The accounts:
 
@@ -185,7 +194,10 @@ class LedgerService:
     processor_receivable  captured, and not paid out by the processor debit
     merchant_payable      what we owe the merchant, fees taken off    credit
     fees                  what the merchant was charged               credit
-    cash                  what the processor has paid out             debit
+    cash                  what the processor has paid out, less its
+    fees and what merchants were paid           debit
+    processor_fees        what the processor has kept of it           debit
+    payouts               on its way to the merchant                  credit
     suspense              money whose reason is not known yet         either
     """
 

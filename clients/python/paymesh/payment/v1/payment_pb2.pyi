@@ -299,8 +299,8 @@ class Payment(_message.Message):
 
     @_builtins.property
     def settled(self) -> _money_pb2.Money:
-        """What the processor has paid out to us so far, at most `captured`; unset
-        while it is zero.
+        """What the processor has paid out to us so far, less what it took off for
+        refunds; at most `captured`; unset while it is zero.
         """
 
     @_builtins.property
