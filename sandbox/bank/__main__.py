@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import random
 
-from paymesh.bank.v1 import bank_pb2_grpc
+from paymesh.bank.v1 import bank_pb2_grpc, settlement_pb2_grpc
 from sandbox.bank.config import BankConfig
+from sandbox.bank.domain import Fees
 from sandbox.bank.faults import Faults
+from sandbox.bank.mishaps import Mishaps
 from sandbox.bank.runner import Latecomers
 from sandbox.bank.service.bank import NAME, BankService
 from sandbox.bank.service.faults import FAULTS_NAME, FaultService
+from sandbox.bank.service.settlements import SETTLEMENT_NAME, SettlementService
 from services.kit.process import Process, run
 
 
 async def wire(process: Process, config: BankConfig) -> None:
-    """Two servicers over the same faults; slow operations go on in the background until the process ends."""
+    """Three servicers over the same faults; slow operations go on in the background until the process ends."""
     faults = Faults(random.random)
     latecomers = Latecomers(config.soft_deadline_ms)
+    mishaps = Mishaps(process.database, faults, latecomers, config.latency_ms)
     bank = BankService(
-        process.database,
-        faults,
-        latecomers,
-        latency_ms=config.latency_ms,
-        token_secret=config.token_secret.get_secret_value().encode(),
+        process.database, mishaps, token_secret=config.token_secret.get_secret_value().encode()
     )
+    fees = Fees(config.fee_basis_points, config.fee_fixed_minor)
+    settlements = SettlementService(process.database, mishaps, fees)
     process.serve(bank_pb2_grpc.add_BankServiceServicer_to_server, bank, NAME)
+    process.serve(settlement_pb2_grpc.add_SettlementServiceServicer_to_server, settlements, SETTLEMENT_NAME)
     process.serve(bank_pb2_grpc.add_FaultServiceServicer_to_server, FaultService(faults), FAULTS_NAME)
     process.closing(latecomers.close)
 

@@ -29,6 +29,14 @@ class FaultKind(StrEnum):
     """The whole call is refused; nothing is carried out."""
     ERROR = "ERROR"
     """Fails with an internal error; nothing is carried out."""
+    REFUSE = "REFUSE"
+    """Refused for good; only for payouts."""
+
+
+_CONNECTION = frozenset({FaultKind.REFUSE_CONNECTION})
+_FINAL = frozenset({FaultKind.REFUSE})
+_ANSWER = frozenset(FaultKind) - _CONNECTION - _FINAL
+"""What stands between an operation and its answer."""
 
 
 class Target(StrEnum):
@@ -41,6 +49,8 @@ class Target(StrEnum):
     CAPTURE = "CAPTURE"
     REFUND = "REFUND"
     INCREMENT = "INCREMENT"
+    SETTLE = "SETTLE"
+    PAYOUT = "PAYOUT"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,17 +113,21 @@ class Faults:
 
     def refuses(self, target: Target, merchants: Collection[str]) -> bool:
         """Whether a whole call is refused. The dice are thrown once per call, whatever it carries."""
-        return self._strike(target, merchants, connection=True) is not None
+        return self._strike(target, merchants, _CONNECTION) is not None
+
+    def turns_down(self, target: Target, merchant_id: str) -> bool:
+        """Whether one operation is refused for good."""
+        return self._strike(target, (merchant_id,), _FINAL) is not None
 
     def strike(self, target: Target, merchant_id: str) -> Fault | None:
         """The fault that strikes one operation: the first, in the order of arming, that does."""
-        return self._strike(target, (merchant_id,), connection=False)
+        return self._strike(target, (merchant_id,), _ANSWER)
 
-    def _strike(self, target: Target, merchants: Collection[str], *, connection: bool) -> Fault | None:
+    def _strike(
+        self, target: Target, merchants: Collection[str], kinds: Collection[FaultKind]
+    ) -> Fault | None:
         for fault in self._faults:
-            if (fault.kind is FaultKind.REFUSE_CONNECTION) is not connection or not fault.concerns(
-                target, merchants
-            ):
+            if fault.kind not in kinds or not fault.concerns(target, merchants):
                 continue
             if fault.probability_ppm < CERTAIN_PPM and self._dice() * CERTAIN_PPM >= fault.probability_ppm:
                 continue

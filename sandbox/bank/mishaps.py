@@ -54,6 +54,10 @@ class Mishaps:
         context.set_details("connection refused")
         return True
 
+    def turns_down(self, target: Target, merchant_id: str) -> bool:
+        """Whether an operation that is about to be carried out is refused for good."""
+        return self._faults.armed and self._faults.turns_down(target, merchant_id)
+
     async def on_set(
         self,
         target: Target,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from functools import cache
 from struct import Struct
 from typing import Any, NamedTuple
@@ -55,7 +55,8 @@ def translate(sql: str) -> Statement:
 
 
 def encode(value: Any) -> tuple[bytes | None, int]:
-    """A parameter and its format. Takes None, text, numbers, bytes, instants with a time zone, and lists of one kind.
+    """A parameter and its format. Takes None, text, numbers, bytes, days, instants with a time zone, and lists of one
+    kind.
 
     Lists of text are for `::text[]` only: some of them travel in binary form, which names the type of the elements.
     Raises ValueError for text with a NUL character, which PostgreSQL cannot store, and for an instant without a time
@@ -136,4 +137,6 @@ def _text_of(kind: type) -> Callable[[Any], str]:
         return float.__repr__
     if issubclass(kind, datetime):
         return _instant
+    if issubclass(kind, date):
+        return date.isoformat
     raise TypeError(f"a parameter cannot be a {kind.__name__}")

@@ -506,7 +506,8 @@ async def test_wrong_calls_are_refused_and_change_nothing(bank: Bank) -> None:
     [
         (pb.Fault(probability_ppm=1), "fault.kind"),
         (pb.Fault(kind=77, probability_ppm=1), "fault.kind"),  # type: ignore[arg-type]
-        (pb.Fault(kind=pb.FAULT_KIND_ERROR, target=9, probability_ppm=1), "fault.target"),  # type: ignore[arg-type]
+        (pb.Fault(kind=pb.FAULT_KIND_ERROR, target=99, probability_ppm=1), "fault.target"),  # type: ignore[arg-type]
+        (pb.Fault(kind=pb.FAULT_KIND_REFUSE, probability_ppm=1), "fault.target"),
         (pb.Fault(kind=pb.FAULT_KIND_ERROR), "fault.probability_ppm"),
         (pb.Fault(kind=pb.FAULT_KIND_ERROR, probability_ppm=CERTAIN + 1), "fault.probability_ppm"),
         (pb.Fault(kind=pb.FAULT_KIND_ERROR, probability_ppm=1, strikes_left=-1), "fault.strikes_left"),

@@ -28,6 +28,7 @@ LISTS: dict[str, st.SearchStrategy[list[Any]]] = {
     "bytea": st.lists(st.binary()),
     "bytea with nulls": st.lists(st.binary() | st.none()),
     "boolean": st.lists(st.booleans()),
+    "date": st.lists(st.dates()),
 }
 
 

@@ -3,7 +3,7 @@ PostgreSQL reads every value as it was meant is proved in tests/integration/test
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 
 import pytest
@@ -40,6 +40,8 @@ def test_a_doubled_percent_sign_is_one() -> None:
         (0.1, (b"0.1", TEXT)),
         (b"\x00\xff", (b"\x00\xff", BINARY)),
         (datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC), (b"2026-01-02T03:04:05.000678+00:00", TEXT)),
+        (date(2026, 1, 2), (b"2026-01-02", TEXT)),
+        ([date(2026, 1, 2), None], (b'{"2026-01-02",NULL}', TEXT)),
         ([], (b"{}", TEXT)),
         (["a", "b"], (b'{"a","b"}', TEXT)),
         ([Colour.RED], (b'{"RED"}', TEXT)),

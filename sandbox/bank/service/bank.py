@@ -18,9 +18,8 @@ from sandbox.bank.domain import (
     Result,
     VoidWish,
 )
-from sandbox.bank.faults import Faults, Target
+from sandbox.bank.faults import Target
 from sandbox.bank.mishaps import Context, Mishaps
-from sandbox.bank.runner import Latecomers
 from sandbox.bank.service import messages
 from sandbox.bank.service.movements import Movements
 from services.kit.checks import Checks, check_key
@@ -41,14 +40,12 @@ class BankService(bank_pb2_grpc.BankServiceServicer):
     def __init__(
         self,
         database: Database,
-        faults: Faults,
-        latecomers: Latecomers,
+        mishaps: Mishaps,
         *,
-        latency_ms: int,
         token_secret: bytes,
     ) -> None:
         self._database = database
-        self._mishaps = Mishaps(database, faults, latecomers, latency_ms)
+        self._mishaps = mishaps
         self._token_secret = token_secret
         self._authorize: SetMethod[AuthorizeWish, pb.AuthorizeResponse] = SetMethod(
             f"{NAME}/Authorize",

@@ -19,6 +19,7 @@ _KINDS = {
     pb.FAULT_KIND_DELAY: FaultKind.DELAY,
     pb.FAULT_KIND_REFUSE_CONNECTION: FaultKind.REFUSE_CONNECTION,
     pb.FAULT_KIND_ERROR: FaultKind.ERROR,
+    pb.FAULT_KIND_REFUSE: FaultKind.REFUSE,
 }
 _TARGETS = {
     pb.FAULT_TARGET_UNSPECIFIED: None,
@@ -29,6 +30,8 @@ _TARGETS = {
     pb.FAULT_TARGET_CAPTURE: Target.CAPTURE,
     pb.FAULT_TARGET_REFUND: Target.REFUND,
     pb.FAULT_TARGET_INCREMENT: Target.INCREMENT,
+    pb.FAULT_TARGET_SETTLE: Target.SETTLE,
+    pb.FAULT_TARGET_PAYOUT: Target.PAYOUT,
 }
 _KIND_VALUES = {kind: value for value, kind in _KINDS.items()}
 _TARGET_VALUES = {target: value for value, target in _TARGETS.items()}
@@ -70,6 +73,8 @@ def _fault(message: pb.Fault) -> Fault:
         checks.number("fault.delay_ms", message.delay_ms, at_least=1, at_most=DELAY_MS_MAX)
     elif message.delay_ms:
         checks.fail("fault.delay_ms", "is for FAULT_KIND_DELAY only")
+    if message.kind == pb.FAULT_KIND_REFUSE and message.target != pb.FAULT_TARGET_PAYOUT:
+        checks.fail("fault.target", "must be FAULT_TARGET_PAYOUT for FAULT_KIND_REFUSE")
     checks.text("fault.merchant_id", message.merchant_id, optional=True)
     checks.done()
     return Fault(

@@ -36,7 +36,7 @@ _STATES = {
     State.CANCELLED: pb.AUTHORIZATION_STATE_CANCELLED,
     State.CAPTURED: pb.AUTHORIZATION_STATE_CAPTURED,
 }
-_KINDS = {kind: pb.OperationKind.Value(f"OPERATION_KIND_{kind}") for kind in Kind}
+KINDS = {kind: pb.OperationKind.Value(f"OPERATION_KIND_{kind}") for kind in Kind}
 _NOT_DONE = {
     Result.DECLINED: pb.OPERATION_STATE_DECLINED,
     Result.REFUSED: pb.OPERATION_STATE_REFUSED,
@@ -157,7 +157,7 @@ def operation_of(operation: Operation) -> pb.Operation:
         operation_id=operation.operation_id,
         merchant_id=operation.merchant_id,
         idempotency_key=operation.key or "",
-        kind=_KINDS[operation.kind],
+        kind=KINDS[operation.kind],
         state=_NOT_DONE.get(operation.result, pb.OPERATION_STATE_DONE),
         authorization_id=operation.undoes or operation.operation_id,
         reason=operation.decline_reason,

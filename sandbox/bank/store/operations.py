@@ -1,7 +1,4 @@
-"""All SQL of the bank. Nothing is decided here.
-
-Lock order: authorizations ascending by id; then keys, ascending, by inserting them.
-"""
+"""Operations, and the authorizations that they are about."""
 
 from __future__ import annotations
 
@@ -22,12 +19,12 @@ from sandbox.bank.domain import (
 from services.kit.db import Database, Sent, Transaction
 from services.kit.statements import Row
 
-_OPERATION = (
+OPERATION = (
     "o.merchant_id, o.operation_id, o.kind, o.key, o.fingerprint, o.undoes, o.amount_minor, o.currency,"
     " o.card_token, o.reference, o.result, o.auth_code, o.decline_reason, o.created_at, o.final"
 )
 
-_OPERATION_COLUMNS = _OPERATION.count(",") + 1
+_OPERATION_COLUMNS = OPERATION.count(",") + 1
 
 _INSERT = """
 INSERT INTO operations (merchant_id, operation_id, kind, key, fingerprint, undoes, amount_minor, currency,
@@ -82,27 +79,27 @@ async def find_operations(
     """Operations by (merchant, key); those that have not arrived are missing."""
     rows = await reader.fetch(
         f"""
-        SELECT {_OPERATION} FROM operations AS o
+        SELECT {OPERATION} FROM operations AS o
         WHERE (merchant_id, key) IN (SELECT * FROM unnest(%(merchants)s::text[], %(keys)s::text[]))
         """,
-        _columns("keys", keys),
+        columns("keys", keys),
     )
-    return {(row[0], row[3]): _operation(row) for row in rows}
+    return {(row[0], row[3]): operation_of(row) for row in rows}
 
 
 async def lock_authorizations(tx: Transaction, ids: Iterable[Identity]) -> dict[Identity, Operation]:
     """Lock authorizations by (merchant, authorization id), ascending; unknown ones are missing."""
     rows = await tx.fetch(
         f"""
-        SELECT {_OPERATION} FROM operations AS o
+        SELECT {OPERATION} FROM operations AS o
         WHERE (merchant_id, operation_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
           AND kind = 'AUTHORIZE'
         ORDER BY merchant_id, operation_id
         FOR NO KEY UPDATE
         """,
-        _columns("ids", ids),
+        columns("ids", ids),
     )
-    return {(row[0], row[1]): _operation(row) for row in rows}
+    return {(row[0], row[1]): operation_of(row) for row in rows}
 
 
 async def lock_holds(tx: Transaction, ids: Iterable[Identity]) -> dict[Identity, Hold]:
@@ -113,22 +110,24 @@ async def lock_holds(tx: Transaction, ids: Iterable[Identity]) -> dict[Identity,
         return {}
     rows = await tx.fetch(
         f"""
-        SELECT {_OPERATION} FROM operations AS o
+        SELECT {OPERATION} FROM operations AS o
         WHERE (merchant_id, undoes) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
         """,
-        _columns("ids", made),
+        columns("ids", made),
     )
-    return holds_of(made.values(), [_operation(row) for row in rows])
+    return holds_of(made.values(), [operation_of(row) for row in rows])
 
 
 async def find_used(database: Database, keys: Iterable[Identity]) -> set[Identity]:
-    """Those of the (merchant, key) pairs under which an operation has been carried out or cancelled."""
+    """Those of the (merchant, key) pairs under which anything has been carried out, cancelled or refused."""
+    asked = "(merchant_id, key) IN (SELECT * FROM unnest(%(merchants)s::text[], %(keys)s::text[]))"
     rows = await database.fetch(
-        """
-        SELECT merchant_id, key FROM operations
-        WHERE (merchant_id, key) IN (SELECT * FROM unnest(%(merchants)s::text[], %(keys)s::text[]))
+        f"""
+        SELECT merchant_id, key FROM operations WHERE {asked}
+        UNION SELECT merchant_id, key FROM settlements WHERE {asked}
+        UNION SELECT merchant_id, key FROM payouts WHERE {asked}
         """,
-        _columns("keys", keys),
+        columns("keys", keys),
     )
     return {(merchant, key) for merchant, key in rows}
 
@@ -139,27 +138,29 @@ async def find_by_key(
     """By (merchant, key): the operation under the key, and the authorization that it made or is about, as it stands."""
     rows = await database.fetch(
         f"""
-        SELECT {_OPERATION}, a.merchant_id, a.authorization_id, a.key, a.amount_minor, a.currency, a.state,
+        SELECT {OPERATION}, a.merchant_id, a.authorization_id, a.key, a.amount_minor, a.currency, a.state,
                a.auth_code, a.decline_reason, a.created_at
         FROM operations AS o
         JOIN authorizations AS a
           ON a.merchant_id = o.merchant_id AND a.authorization_id = coalesce(o.undoes, o.operation_id)
         WHERE (o.merchant_id, o.key) IN (SELECT * FROM unnest(%(merchants)s::text[], %(keys)s::text[]))
         """,
-        _columns("keys", keys),
+        columns("keys", keys),
     )
     return {
-        (row[0], row[3]): (_operation(row[:_OPERATION_COLUMNS]), _authorization(row[_OPERATION_COLUMNS:]))
+        (row[0], row[3]): (operation_of(row[:_OPERATION_COLUMNS]), _authorization(row[_OPERATION_COLUMNS:]))
         for row in rows
     }
 
 
-def _columns(second: str, pairs: Iterable[Identity]) -> dict[str, list[str]]:
+def columns(second: str, pairs: Iterable[Identity]) -> dict[str, list[str]]:
+    """Pairs as two parameters, ascending: merchants and `second`."""
     ordered = sorted(set(pairs))
     return {"merchants": [pair[0] for pair in ordered], second: [pair[1] for pair in ordered]}
 
 
-def _operation(row: Row) -> Operation:
+def operation_of(row: Row) -> Operation:
+    """The operation in a row of the columns OPERATION."""
     merchant_id, operation_id, kind, key, fingerprint, undoes, amount_minor, currency, *rest = row
     card_token, reference, result, auth_code, decline_reason, created_at, final = rest
     return Operation(
