@@ -156,10 +156,10 @@ async def list_later(tx: Transaction, orders: Sequence[tuple[str, str]]) -> list
     return [_stored(row) for row in rows]
 
 
-async def find_later(database: Database, merchant_id: str, order_id: str) -> list[StoredSaga]:
-    """As `list_later`, of one order."""
-    rows = await database.fetch(_LATER, {"merchants": [merchant_id], "orders": [order_id]})
-    return [_stored(row) for row in rows]
+async def find_later(database: Database, merchant_id: str, order_ids: Sequence[str]) -> list[StoredSaga]:
+    """As `list_later`, of a merchant's orders and outside of a transaction."""
+    params = {"merchants": [merchant_id] * len(order_ids), "orders": list(order_ids)}
+    return [_stored(row) for row in await database.fetch(_LATER, params)]
 
 
 async def list_sagas(
@@ -174,6 +174,24 @@ async def list_sagas(
         ORDER BY saga_id DESC LIMIT %(limit)s
         """,
         {"merchant": merchant_id, "states": [s.value for s in states], "before": before_id, "limit": limit},
+    )
+    return [_stored(row) for row in rows]
+
+
+async def list_placing(
+    database: Database, merchant_id: str, reference: str, before_id: str, limit: int
+) -> list[StoredSaga]:
+    """The sagas that place a merchant's orders, newest first, those older than `before_id` ("" for all); of the order
+    with a reference only, if that is not empty."""
+    rows = await database.fetch(
+        f"""
+        SELECT {_COLUMNS} FROM sagas
+        WHERE merchant_id = %(merchant)s AND kind = 'place'
+          AND (%(reference)s = '' OR order_reference = %(reference)s)
+          AND (%(before)s = '' OR saga_id < %(before)s)
+        ORDER BY saga_id DESC LIMIT %(limit)s
+        """,
+        {"merchant": merchant_id, "reference": reference, "before": before_id, "limit": limit},
     )
     return [_stored(row) for row in rows]
 

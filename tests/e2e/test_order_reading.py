@@ -85,3 +85,35 @@ async def test_sagas_are_listed_newest_first_in_pages_and_by_state(shop: Shop) -
     everyone = await shop.orders.ListSagas(both)
     assert len(everyone.sagas) == 7
     assert not everyone.next_page_token, "a full last page is the last one all the same"
+
+
+async def test_orders_are_listed_in_full_pages_as_they_stand(shop: Shop) -> None:
+    """Later sagas of an order neither take a place on a page nor go unnoticed."""
+    merchant, stranger = await shop.merchant(cup=5), await shop.merchant()
+    placed = [await shop.place(order(merchant, reference=f"R-{number}")) for number in range(7)]
+    await shop.placed(stranger, reference="R-1")
+    await shop.dispatch(placed[1])
+    await shop.take_back(placed[1])
+    await shop.cancel(placed[2])
+    pages: list[list[pb.Order]] = []
+    token = ""
+    while token or not pages:
+        request = pb.ListOrdersRequest(merchant_id=merchant, page_size=3, page_token=token)
+        page = await shop.orders.ListOrders(request)
+        pages.append(list(page.orders))
+        token = page.next_page_token
+    assert [len(page) for page in pages] == [3, 3, 1]
+    listed = [one for page in pages for one in page]
+    assert listed == [(await shop.get(one)).order for one in reversed(placed)]
+    assert {one.order_reference: one.order_state for one in listed} == {
+        "R-0": pb.ORDER_STATE_PLACED,
+        "R-1": pb.ORDER_STATE_RETURNED,
+        "R-2": pb.ORDER_STATE_CANCELLED,
+        "R-3": pb.ORDER_STATE_PLACED,
+        "R-4": pb.ORDER_STATE_PLACED,
+        "R-5": pb.ORDER_STATE_NOT_PLACED,
+        "R-6": pb.ORDER_STATE_NOT_PLACED,
+    }
+    for reference, found in (("R-1", [placed[1].order_id]), ("R-", [])):
+        request = pb.ListOrdersRequest(merchant_id=merchant, order_reference=reference)
+        assert [one.order_id for one in (await shop.orders.ListOrders(request)).orders] == found

@@ -203,6 +203,7 @@ def _order_bytes(**raw_fields: bytes) -> bytes:
         ("GetOrder", _raw(1, b"mer_1") + _raw(2, b"ord_\xfe"), "(request)"),
         ("GetSaga", _raw(1, b"\x80"), "(request)"),
         ("ListSagas", _raw(1, b"mer_1") + _raw(4, b"\xff\xff"), "(request)"),
+        ("ListOrders", _raw(1, b"mer_1") + _raw(4, b"\xff\xff"), "(request)"),
         # 10^19 has no place in an int64: the wire brings it in as a negative number.
         ("PlaceOrder", _order_bytes(amount=_raw(4, b"\x08" + _varint(10**19))), "amount.amount_minor"),
     ],
@@ -281,6 +282,23 @@ async def test_what_does_not_exist_is_not_found(shop: Shop, name: str) -> None:
 )
 async def test_a_wrong_listing_is_refused(shop: Shop, request_: pb.ListSagasRequest, field: str) -> None:
     error = await refusal(shop.orders.ListSagas(request_))
+    assert error.kind is Kind.INVALID
+    assert [violation.field for violation in error.violations] == [field]
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (pb.ListOrdersRequest(), "merchant_id"),
+        (pb.ListOrdersRequest(merchant_id="mer_1", order_reference="r" * 65), "order_reference"),
+        (pb.ListOrdersRequest(merchant_id="mer_1", page_size=1_001), "page_size"),
+        (pb.ListOrdersRequest(merchant_id="mer_1", page_token="\0"), "page_token"),
+    ],
+)
+async def test_a_wrong_listing_of_orders_is_refused(
+    shop: Shop, request_: pb.ListOrdersRequest, field: str
+) -> None:
+    error = await refusal(shop.orders.ListOrders(request_))
     assert error.kind is Kind.INVALID
     assert [violation.field for violation in error.violations] == [field]
 

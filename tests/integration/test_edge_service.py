@@ -267,6 +267,23 @@ async def test_a_number_is_exchanged_sealed_and_forgotten(edge: Edge) -> None:
     assert opened == {NUMBER, "5555555555554444"}
 
 
+async def test_another_card_under_the_same_key_is_another_request(edge: Edge) -> None:
+    """All that is printed on it counts, but for the code on its back: that is kept nowhere, not even as a hash."""
+    shop = await edge.merchant()
+    key, body = new_key(), authorization(card=CARD)
+    made = (await shop.post(PAYMENTS, body, key)).json()
+    for changed in ({"exp_year": 2037}, {"exp_month": 11}, {"number": "5555555555554444"}):
+        other = {**body, "card": {**CARD, **changed}}
+        assert problem(await shop.post(PAYMENTS, other, key)) == (422, "idempotency_key_reused"), changed
+    again = await shop.post(PAYMENTS, {**body, "card": {**CARD, "cvc": "111"}}, key)
+    assert (again.headers["idempotent-replayed"], again.json()["id"]) == ("true", made["id"])
+    # Of a card of the vault the expiry is the vault's, and may change between a request and its repeat.
+    key, body = new_key(), authorization(card={"token": made["card"]["token"]})
+    made = (await shop.post(PAYMENTS, body, key)).json()
+    await shop.post(PAYMENTS, authorization(card={**CARD, "exp_year": 2036}))
+    assert (await shop.post(PAYMENTS, body, key)).json()["id"] == made["id"]
+
+
 async def test_every_error_of_a_request_as_such(edge: Edge) -> None:
     """Those that do not depend on what is asked for, at every operation that documents them."""
     shop, reader = await edge.merchant(), await edge.merchant(access=Access.READ)
@@ -309,7 +326,7 @@ async def test_every_error_of_a_request_as_such(edge: Edge) -> None:
     assert provoked == {
         (method, template): reads if method == "get" else changes for method, template in provoked
     }
-    assert len(provoked) == 10
+    assert len(provoked) == 13
     assert (await reader.get(PAYMENTS)).status_code == 200
     assert problem(await shop.client.get("/nothing")) == (404, "not_found")
 

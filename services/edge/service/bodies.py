@@ -160,6 +160,33 @@ class OrderRequest(_Request):
     shipping_address: Address
 
 
+class DispatchRequest(_Request):
+    """Send an order out of the door. There is nothing to say about it."""
+
+
+class CancelRequest(_Request):
+    """Undo an order that has not left."""
+
+    note: Note = ""
+
+
+class ReturnRequest(_Request):
+    """Take back what has left: lines and what is refunded for them, or neither for all that is left."""
+
+    lines: list[OrderLine] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=LINES_MAX,
+        description="What comes back; the same `sku` may stand in several lines. Without any: all that is left.",
+    )
+    amount: Amount | None = Field(
+        default=None,
+        description="What is refunded, in the order's currency: required with `lines`, and only with them. An order "
+        "does not know what one of its lines costs.",
+    )
+    note: Note = ""
+
+
 PaymentStatus = Literal[
     "authorizing", "authorized", "declined", "rejected", "failed", "voiding", "voided", "incrementing", "capturing",
     "partially_captured", "captured", "settled", "refunding", "partially_refunded", "refunded", "expired",
@@ -236,11 +263,15 @@ class PaymentPage(BaseModel):
     )
 
 
-OrderStatus = Literal["running", "completed", "compensating", "compensated", "parked"]
+OrderStatus = Literal[
+    "running", "completed", "compensating", "compensated", "parked", "dispatching", "dispatched", "cancelling",
+    "cancelled", "partially_returned", "returned",
+]  # fmt: skip
+SagaStatus = Literal["running", "completed", "compensating", "compensated", "parked"]
 
 
 class Reason(BaseModel):
-    """Why an order was undone, or waits for a person."""
+    """Why something was undone, or waits for a person."""
 
     step: str
     code: str = Field(examples=["OUT_OF_STOCK"])
@@ -256,15 +287,18 @@ class SoldLine(BaseModel):
 
 class Order(BaseModel):
     """An order as it stands. One that could not be carried out is no error: `compensated` means that all of it was
-    undone, and `reason` says why."""
+    undone, and `reason` says why. `completed` means that it is placed: its stock is reserved, its money is held and its
+    shipment is booked."""
 
-    id: str
+    id: str = Field(examples=["ord_019ab2c4f3d07c61b6a3f2f1d9a4e5b7"])
     status: OrderStatus
     reference: str | None
     reason: Reason | None
     amount: Total
     currency: str
     lines: list[SoldLine]
+    returned_lines: list[SoldLine] = Field(description="What came back so far.")
+    returned_amount: Total = Field(description="What was refunded for that, in minor units.")
     saga_id: str
     reservation_id: str | None
     payment_id: str | None
@@ -285,10 +319,38 @@ class Attempt(BaseModel):
     ended_at: datetime
 
 
-class OrderStory(Order):
-    """An order with every attempt at its steps, oldest first."""
+class Saga(BaseModel):
+    """One thing that was begun with an order: that it is placed, dispatched, cancelled or returned."""
+
+    id: str = Field(examples=["saga_019ab2c4f3d07c61b6a3f2f1d9a4e5b7"])
+    kind: Literal["place", "dispatch", "cancel", "return"]
+    status: SagaStatus = Field(
+        description="`completed`: it was done. `compensated`: nothing has happened, and `reason` says why. `parked`: "
+        "it waits for a person at paymesh."
+    )
+    reason: Reason | None
+    created_at: datetime
+    ended_at: datetime | None
+
+
+class ChangedOrder(Order):
+    """An order as it stood after something was done with it, or could not be: read `saga.status`."""
+
+    saga: Saga
+
+
+class SagaStory(Saga):
+    """A saga with every attempt at its steps, oldest first."""
 
     history: list[Attempt]
+
+
+class OrderStory(Order):
+    """An order with everything that was begun with it, oldest first, and its payment."""
+
+    history: list[Attempt] = Field(description="Every attempt at the steps that place it, oldest first.")
+    sagas: list[SagaStory]
+    payment: Payment | None = Field(description="Null when there is none, and while it cannot be told.")
 
 
 class OrderPage(BaseModel):

@@ -32,6 +32,7 @@ NOT_FOUND = "404 not_found"
 AUTHORIZE = ("422 order_already_paid",)
 CAPTURE = (
     NOT_FOUND,
+    "422 payment_of_an_order",
     "422 nothing_to_capture",
     "422 capture_exceeds_hold",
     "422 authorization_expired",
@@ -41,6 +42,7 @@ CAPTURE = (
 VOID = (NOT_FOUND, "422 payment_captured", "422 payment_of_an_order", "422 void_refused")
 REFUND = (
     NOT_FOUND,
+    "422 payment_of_an_order",
     "422 nothing_to_refund",
     "422 refund_exceeds_captured",
     "422 refund_refused",
@@ -48,6 +50,7 @@ REFUND = (
 )
 INCREMENT = (
     NOT_FOUND,
+    "422 payment_of_an_order",
     "422 not_authorized",
     "422 increment_declined",
     "422 increment_too_large",
@@ -55,9 +58,30 @@ INCREMENT = (
     "422 too_many_events",
 )
 PLACE = ("422 order_reference_exists",)
+DISPATCH = (
+    NOT_FOUND,
+    "422 order_dispatched",
+    "422 order_cancelled",
+    "422 order_not_placed",
+    "422 order_parked",
+)
+CANCEL = DISPATCH
+RETURN = (
+    NOT_FOUND,
+    "422 order_not_dispatched",
+    "422 order_cancelled",
+    "422 order_returned",
+    "422 return_exceeds_sold",
+    "422 return_exceeds_charged",
+    "422 order_not_placed",
+    "422 order_parked",
+)
 
 _HINTS = {
     "in_progress": "ask again with the same key",
+    "order_not_placed": "its placing was undone, or waits for a person",
+    "order_parked": "what was begun with it before waits for a person",
+    "payment_of_an_order": "dispatch, cancel or return the order instead",
     "idempotency_key_reused": "the key was used for another request",
     "outcome_unknown": "it may have been done: send it again with the same key",
     "unavailable": "nothing was done, or nothing can be read now",

@@ -24,7 +24,7 @@ from services.kit.ids import new_id
 REPLAYED_HEADER = "Idempotent-Replayed"
 PAGE_LIMIT_DEFAULT = 20
 PAGE_LIMIT_MAX = 100
-"""An order of a page is a call of its own, so a page is kept small."""
+"""A page is for a person or a screen; whoever wants everything asks page after page."""
 CARD_PREFIX = "card_"
 
 Key = Annotated[
@@ -78,7 +78,14 @@ class Cards:
         """The card as payment knows it, and as the vault does. Raises PaymeshError or Declined."""
         if isinstance(sent, CardNumber):
             kept = await self._exchange(merchant_id, sent)
-            return payment_pb2.Card(token=kept.processor_token, bin=kept.bin), kept
+            # With the expiry as it was sent: the same number with another one is another request. Of a card of the
+            # vault none is said, for it may be renewed between a request and its repeat.
+            return payment_pb2.Card(
+                token=kept.processor_token,
+                bin=kept.bin,
+                expiry_month=sent.exp_month,
+                expiry_year=sent.exp_year,
+            ), kept
         if not sent.token.startswith(CARD_PREFIX):
             return payment_pb2.Card(token=sent.token, bin=sent.bin), await self.of_token(
                 merchant_id, sent.token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -107,23 +108,66 @@ def event_json(event: payment_pb2.PaymentEvent) -> dict[str, Any]:
 
 def order_json(order: orchestrator_pb2.Order) -> dict[str, Any]:
     """An order as JSON has it."""
-    reason = order.reason
     return {
         "id": order.order_id,
-        "status": orchestrator_pb2.SagaState.Name(order.state).removeprefix("SAGA_STATE_").lower(),
+        "status": _order_status(order),
         "reference": order.order_reference or None,
-        "reason": {"step": reason.step, "code": reason.code, "message": reason.message}
-        if order.HasField("reason")
-        else None,
+        "reason": _reason_json(order),
         "amount": order.amount.amount_minor,
         "currency": order.amount.currency,
-        "lines": [{"sku": line.sku, "quantity": line.quantity} for line in order.lines],
+        "lines": _lines_json(order.lines),
+        "returned_lines": _lines_json(order.returned_lines),
+        "returned_amount": order.returned_amount.amount_minor,
         "saga_id": order.saga_id,
         "reservation_id": order.reservation_id or None,
         "payment_id": order.payment_id or None,
         "shipment_id": order.shipment_id or None,
         "created_at": _instant(order.created_at),
         "ended_at": _instant(order.ended_at) if order.HasField("ended_at") else None,
+    }
+
+
+def _order_status(order: orchestrator_pb2.Order) -> str:
+    """How its placing stands, and once something else was begun with it, where that has brought it."""
+    pb = orchestrator_pb2
+    if order.order_state < pb.ORDER_STATE_DISPATCHING:
+        return pb.SagaState.Name(order.state).removeprefix("SAGA_STATE_").lower()
+    return pb.OrderState.Name(order.order_state).removeprefix("ORDER_STATE_").lower()
+
+
+def _lines_json(lines: Iterable[orchestrator_pb2.OrderLine]) -> list[dict[str, Any]]:
+    return [{"sku": line.sku, "quantity": line.quantity} for line in lines]
+
+
+def _reason_json(about: orchestrator_pb2.Order | orchestrator_pb2.Saga) -> dict[str, Any] | None:
+    if not about.HasField("reason"):
+        return None
+    reason = about.reason
+    return {"step": reason.step, "code": reason.code, "message": reason.message}
+
+
+def saga_json(saga: orchestrator_pb2.Saga) -> dict[str, Any]:
+    """A saga as JSON has it, without its history."""
+    return {
+        "id": saga.saga_id,
+        "kind": saga.kind,
+        "status": orchestrator_pb2.SagaState.Name(saga.state).removeprefix("SAGA_STATE_").lower(),
+        "reason": _reason_json(saga),
+        "created_at": _instant(saga.created_at),
+        "ended_at": _instant(saga.ended_at) if saga.HasField("ended_at") else None,
+    }
+
+
+def order_story_json(found: orchestrator_pb2.GetOrderResponse) -> dict[str, Any]:
+    """An order with its sagas and its payment as JSON has it."""
+    return {
+        **order_json(found.order),
+        "history": [attempt_json(attempt) for attempt in found.saga.history],
+        "sagas": [
+            {**saga_json(saga), "history": [attempt_json(attempt) for attempt in saga.history]}
+            for saga in found.sagas or [found.saga]
+        ],
+        "payment": payment_json(found.payment) if found.HasField("payment") else None,
     }
 
 

@@ -118,12 +118,8 @@ class Payments:
         idempotency_key: Key,
         body: bodies.VoidRequest = _NO_NOTE,
     ) -> dict[str, Any]:
-        """Repeating it, also with another key, changes nothing. The payment of an order is let go of by undoing the
-        order."""
+        """Repeating it, also with another key, changes nothing."""
         wish = pb.VoidPaymentRequest(note=body.note)
-        order_id = (await self._read(merchant_of(request), payment_id)).payment.order_id
-        if order_id.startswith(problems.ORDER_PREFIX):
-            raise Declined(problems.payment_of_an_order(order_id))
         return await self._move(self._clients.payment.VoidPayment, wish, payment_id, None, request, response)
 
     async def refund(
@@ -188,12 +184,15 @@ class Payments:
         request: Request,
         response: Response,
     ) -> dict[str, Any]:
-        """A change of a payment that is there. An amount is in the payment's currency, which never changes."""
+        """A change of a payment that is there. An amount is in the payment's currency. That and the order it is for
+        never change, so a repeat finds them as they were."""
         wish.merchant_id, wish.payment_id = merchant_of(request), payment_id
         key = key_of(request)
+        payment = (await self._read(wish.merchant_id, payment_id)).payment
+        if payment.order_id.startswith(problems.ORDER_PREFIX):
+            raise Declined(problems.payment_of_an_order(payment.order_id))
         if amount is not None:
-            currency = (await self._read(wish.merchant_id, payment_id)).payment.amount.currency
-            wish.amount.CopyFrom(money(amount, currency))
+            wish.amount.CopyFrom(money(amount, payment.amount.currency))
         return await self._change(method, wish, key, response)
 
     async def _change(self, method: Any, wish: Any, key: str, response: Response) -> dict[str, Any]:

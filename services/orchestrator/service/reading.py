@@ -72,8 +72,21 @@ class Reader:
             raise no_order(order_id)
         if not placing.saga.state.ended:
             return View(placing, ())
-        later = await store.find_later(self._database, merchant_id, order_id)
+        later = await store.find_later(self._database, merchant_id, [order_id])
         return View(placing, [self._told(one) for one in later])
+
+    async def orders(self, merchant_id: str, reference: str, before: str, limit: int) -> list[View]:
+        """A merchant's orders, newest first, those older than the order `before` ("" for all): two queries, however
+        many they are."""
+        before_id = domain.saga_id_of(before) if before else ""
+        listed = await store.list_placing(self._database, merchant_id, reference, before_id, limit)
+        placing = [self._told(one) for one in listed]
+        ended = [one.saga.order_id for one in placing if one.saga.state.ended]
+        later: dict[str, list[Told]] = {order_id: [] for order_id in ended}
+        if ended:
+            for found in await store.find_later(self._database, merchant_id, ended):
+                later[found.saga.order_id].append(self._told(found))
+        return [View(one, later.get(one.saga.order_id, ())) for one in placing]
 
     def _told(self, stored: store.StoredSaga) -> Told:
         running = self._engine.running(stored.saga.key)

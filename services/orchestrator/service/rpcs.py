@@ -93,6 +93,20 @@ class OrchestratorService:
             order=order, saga=view.placing.message(), sagas=view.sagas(), payment=payment
         )
 
+    async def ListOrders(self, request: pb.ListOrdersRequest, context: Any) -> pb.ListOrdersResponse:
+        checks = Checks()
+        checks.text("merchant_id", request.merchant_id)
+        checks.text("order_reference", request.order_reference, optional=True)
+        checks.text("page_token", request.page_token, optional=True)
+        checks.done()
+        size = page_size(request.page_size)
+        page = await self._reader.orders(
+            request.merchant_id, request.order_reference, request.page_token, size + 1
+        )
+        orders = [view.order() for view in page]
+        more = orders[size - 1].order_id if len(orders) > size else ""
+        return pb.ListOrdersResponse(orders=orders[:size], next_page_token=more)
+
     async def WatchOrder(
         self, request: pb.WatchOrderRequest, context: Any
     ) -> AsyncIterator[pb.WatchOrderResponse]:

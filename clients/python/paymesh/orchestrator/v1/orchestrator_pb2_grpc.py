@@ -91,6 +91,11 @@ class OrchestratorServiceStub:
                 request_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetOrderRequest.SerializeToString,
                 response_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetOrderResponse.FromString,
                 _registered_method=True)
+        self.ListOrders = channel.unary_unary(
+                '/paymesh.orchestrator.v1.OrchestratorService/ListOrders',
+                request_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ListOrdersRequest.SerializeToString,
+                response_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ListOrdersResponse.FromString,
+                _registered_method=True)
         self.WatchOrder = channel.unary_stream(
                 '/paymesh.orchestrator.v1.OrchestratorService/WatchOrder',
                 request_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.WatchOrderRequest.SerializeToString,
@@ -223,6 +228,15 @@ class OrchestratorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListOrders(self, request, context):
+        """A merchant's orders as they stand, newest first. Every page but the last is
+        full. An order that is accepted while the pages are read is on none of the
+        later ones; nothing is left out or shown twice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchOrder(self, request, context):
         """Sends the order as it stands, then again whenever it has changed, and ends
         when nothing of it is under way any more. A second call starts again with
@@ -293,6 +307,11 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.GetOrder,
                     request_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetOrderRequest.FromString,
                     response_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetOrderResponse.SerializeToString,
+            ),
+            'ListOrders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOrders,
+                    request_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ListOrdersRequest.FromString,
+                    response_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ListOrdersResponse.SerializeToString,
             ),
             'WatchOrder': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchOrder,
@@ -565,6 +584,33 @@ class OrchestratorService:
             '/paymesh.orchestrator.v1.OrchestratorService/GetOrder',
             paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetOrderRequest.SerializeToString,
             paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOrders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.orchestrator.v1.OrchestratorService/ListOrders',
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ListOrdersRequest.SerializeToString,
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.ListOrdersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -87,6 +87,11 @@ class OrchestratorServiceStub:
     """An order as it stands, with its payment and the stories of all its sagas.
     NOT_FOUND when there is none.
     """
+    ListOrders: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.ListOrdersRequest, _orchestrator_pb2.ListOrdersResponse]
+    """A merchant's orders as they stand, newest first. Every page but the last is
+    full. An order that is accepted while the pages are read is on none of the
+    later ones; nothing is left out or shown twice.
+    """
     WatchOrder: _aio.UnaryStreamMultiCallable[_orchestrator_pb2.WatchOrderRequest, _orchestrator_pb2.WatchOrderResponse]
     """Sends the order as it stands, then again whenever it has changed, and ends
     when nothing of it is under way any more. A second call starts again with
@@ -215,6 +220,16 @@ class OrchestratorServiceServicer:
     ) -> _abc.Awaitable[_orchestrator_pb2.GetOrderResponse]:
         """An order as it stands, with its payment and the stories of all its sagas.
         NOT_FOUND when there is none.
+        """
+
+    def ListOrders(
+        self,
+        request: _orchestrator_pb2.ListOrdersRequest,
+        context: _aio.ServicerContext[_orchestrator_pb2.ListOrdersRequest, _abc.Awaitable[_orchestrator_pb2.ListOrdersResponse]],
+    ) -> _abc.Awaitable[_orchestrator_pb2.ListOrdersResponse]:
+        """A merchant's orders as they stand, newest first. Every page but the last is
+        full. An order that is accepted while the pages are read is on none of the
+        later ones; nothing is left out or shown twice.
         """
 
     def WatchOrder(

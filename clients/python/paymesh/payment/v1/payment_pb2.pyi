@@ -166,21 +166,32 @@ class Card(_message.Message):
 
     TOKEN_FIELD_NUMBER: _builtins.int
     BIN_FIELD_NUMBER: _builtins.int
+    EXPIRY_MONTH_FIELD_NUMBER: _builtins.int
+    EXPIRY_YEAR_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """The processor's token of the card, 1 to 128 characters, for example
     "tok_visa".
     """
     bin: _builtins.str
     """First six to eight digits, for fraud rules; may be empty."""
+    expiry_month: _builtins.int
+    """Month and four-digit year until which the card is good, where the caller was
+    told them; 0 otherwise. They belong to the request, so that a repeat of its
+    key with another expiry is another request; nothing else is done with them.
+    """
+    expiry_year: _builtins.int
+    """See expiry_month."""
     def __init__(
         self,
         *,
         token: _builtins.str = ...,
         bin: _builtins.str = ...,
+        expiry_month: _builtins.int = ...,
+        expiry_year: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bin", b"bin", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bin", b"bin", "expiry_month", b"expiry_month", "expiry_year", b"expiry_year", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
