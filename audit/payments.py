@@ -18,7 +18,7 @@ PAYMENT_COLUMNS = """
        merchant_id, payment_id, order_id, amount_minor, currency, state, version, unknown_outcome, auth_code,
        processor_reference, decline_reason, fraud_score_milli, incremented_minor, captured_minor, refunded_minor,
        settled_minor, fee_minor, rest_released, pending_minor, pending_fee_minor, pending_final, expiring,
-       coalesce(extract(epoch FROM expires_at) * 1000, 0)::bigint
+       coalesce(extract(epoch FROM expires_at) * 1000, 0)::bigint, processor
 """
 """What `payment_of` reads."""
 _PAYMENTS = f"""

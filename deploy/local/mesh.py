@@ -41,6 +41,8 @@ class Service:
     """Whether it keeps an audit trail (see `trail`), and so may not change its own history (`databases`)."""
     speaks_http: bool = False
     """Answers HTTP, and /healthz when it serves; the others answer gRPC and its health service."""
+    short: tuple[str, ...] = ()
+    """Settings that a user may also set without the service's name: PAYMESH_PROCESSOR for PAYMESH_PAYMENT_PROCESSOR."""
     secrets: tuple[str, ...] = ()
     """Settings that are passwords; each is made once and kept in the data folder."""
 
@@ -50,7 +52,12 @@ INVENTORY = Service(name="inventory", module="services.inventory", port_offset=2
 SHIPPING = Service(name="shipping", module="services.shipping", port_offset=3)
 FRAUD = Service(name="fraud", module="services.fraud", port_offset=4, uses_valkey=True)
 PAYMENT = Service(
-    name="payment", module="services.payment", port_offset=1, calls=("fraud", "bank"), seals=True
+    name="payment",
+    module="services.payment",
+    port_offset=1,
+    calls=("fraud", "bank"),
+    seals=True,
+    short=("PROCESSOR", "STRIPE_KEY", "STRIPE_URL"),
 )
 ORCHESTRATOR = Service(
     name="orchestrator",
@@ -169,6 +176,9 @@ def environment_of(
         for name, value in inherited.items()
         if not name.startswith("PAYMESH_") or name.startswith(prefix) or name in SHARED_VARIABLES
     }
+    for name in instance.service.short:
+        if (value := inherited.get(f"PAYMESH_{name}")) is not None:
+            environment.setdefault(f"{prefix}{name}", value)
     environment[f"{prefix}DATABASE_DSN"] = dsn
     environment[f"{prefix}LISTEN"] = instance.address
     environment[f"{prefix}METRICS_LISTEN"] = instance.metrics_address

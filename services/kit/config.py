@@ -10,7 +10,7 @@ from typing import Literal, NoReturn, TypeVar
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings
 
-S = TypeVar("S", bound="ServiceConfig")
+S = TypeVar("S", bound=BaseSettings)
 
 
 class ServiceConfig(BaseSettings):
@@ -36,14 +36,21 @@ class ServiceConfig(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-def load(config_type: type[S], service: str) -> S:
-    """Read the configuration of `service`; on mistakes print them all and exit with code 2."""
-    prefix = f"PAYMESH_{service.upper()}_"
+def load(config_type: type[S], service: str, part: str = "") -> S:
+    """Read the configuration of `service`, or of one `part` of it that has settings of its own; on mistakes print them
+    all and exit with code 2."""
+    prefix = f"PAYMESH_{service.upper()}_{part.upper()}{'_' if part else ''}"
     try:
         return config_type(_env_prefix=prefix)
     except ValidationError as error:
         secrets = {name for name, field in config_type.model_fields.items() if field.annotation is SecretStr}
         _complain(service, prefix, error, secrets)
+
+
+def cannot_run(service: str, why: str) -> NoReturn:
+    """Complain about settings that are well formed and cannot be right, and exit with code 2."""
+    print(f"{service}: {why}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _complain(service: str, prefix: str, error: ValidationError, secrets: AbstractSet[str]) -> NoReturn:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from paymesh.payment.v1 import ledger_pb2_grpc, payment_pb2_grpc
+from services.kit.config import cannot_run
 from services.kit.process import Process, run
 from services.kit.rpc.client import open_channel
-from services.payment.clients import FraudClient, Processor
+from services.payment.clients import PROCESSORS, CannotRun, FraudClient, open_processors
 from services.payment.config import PaymentConfig
 from services.payment.runner import Expiry, Resolver, watch_waiting
 from services.payment.service import LEDGER_NAME, NAME, LedgerService, PaymentService
@@ -15,17 +16,18 @@ from services.payment.trail.sealer import open_sealer
 
 
 async def wire(process: Process, config: PaymentConfig) -> None:
-    """Two servicers, two callees, a resolver, an expiry runner and a sealer."""
+    """Two servicers, fraud, the processors, a resolver, an expiry runner and a sealer."""
     fraud_channel = open_channel(config.fraud_target, caller="payment")
-    # No retries below us: whether a lost answer is asked for again is the resolver's decision.
-    bank_channel = open_channel(config.bank_target, caller="payment", attempts_max=1)
     process.closing(fraud_channel.close)
-    process.closing(bank_channel.close)
-    processor = Processor(bank_channel, config.bank_seconds)
+    try:
+        processors = await open_processors(config, PROCESSORS)
+    except CannotRun as why:
+        cannot_run("payment", str(why))
+    process.closing(processors.close)
     service = PaymentService(
-        process.database, FraudClient(fraud_channel, config.fraud_seconds), processor, config
+        process.database, FraudClient(fraud_channel, config.fraud_seconds), processors, config
     )
-    resolver = Resolver(process.database, service, processor, config)
+    resolver = Resolver(process.database, service, processors, config)
     process.serve(payment_pb2_grpc.add_PaymentServiceServicer_to_server, service, NAME)
     process.serve(
         ledger_pb2_grpc.add_LedgerServiceServicer_to_server, LedgerService(process.database), LEDGER_NAME

@@ -12,12 +12,14 @@ class PaymentConfig(ServiceConfig):
 
     fraud_target: str = Field(min_length=1)
     """gRPC target of the fraud service."""
-    bank_target: str = Field(min_length=1)
-    """gRPC target of the processor's gateway."""
+    processor: str = Field(default="bank", min_length=1, max_length=64)
+    """Where new payments are authorized: a name of `clients.PROCESSORS`. Those that were begun elsewhere stay there."""
+    bank_target: str = ""
+    """gRPC target of the bank's gateway; empty where there is no bank."""
     fraud_seconds: float = Field(default=2.0, gt=0, le=30)
     """How long a fraud check may take. It answers within milliseconds or not at all."""
     bank_seconds: float = Field(default=5.0, gt=0, le=60)
-    """How long the processor may take before its outcome counts as unknown."""
+    """How long the bank may take before its outcome counts as unknown."""
     intent_seconds: float = Field(default=15.0, gt=0, le=600)
     """An intent older than this was left behind by a process that died. Longer than a handler may take (10 s), so that
     the resolver does not meddle with work that is under way."""

@@ -133,7 +133,7 @@ class Resolver:
         """What is known is written down at once; it does not wait for what has to be asked for again."""
         if not taken:
             return
-        answers = await self._processor.look_up([t.payment for t in taken], deadline)
+        answers = await self._processor.look_up([t.asked for t in taken], deadline)
         known: list[tuple[_Open, Authorization]] = []
         hopeless: list[_Open] = []
         absent: list[_Open] = []
@@ -146,7 +146,7 @@ class Resolver:
                 known.append((one, answer))
         await asyncio.gather(
             self._finish(known, deadline),
-            *(self._cancel(one, deadline) for one in hopeless),
+            self._cancel(hopeless, deadline),
             self._send_again(absent, deadline),
         )
 
@@ -160,13 +160,19 @@ class Resolver:
         ]
         await record(self._database, AUTHORIZE, told)
 
-    async def _cancel(self, one: _Open, deadline: Deadline) -> None:
-        answer = await self._processor.cancel(one.payment, deadline)
-        if not isinstance(answer, Lost):
-            log.warning(
-                "cancelled %s at the processor after %d attempts", one.payment.payment_id, one.attempts
-            )
-        await record(self._database, AUTHORIZE, [self._told_of_authorization(one, answer, 0)])
+    async def _cancel(self, hopeless: Sequence[_Open], deadline: Deadline) -> None:
+        if not hopeless:
+            return
+        answers = await self._processor.cancel([one.asked for one in hopeless], deadline)
+        for one, answer in zip(hopeless, answers, strict=True):
+            if not isinstance(answer, Lost):
+                log.warning(
+                    "cancelled %s at the processor after %d attempts", one.payment.payment_id, one.attempts
+                )
+        told = [
+            self._told_of_authorization(one, answer, 0) for one, answer in zip(hopeless, answers, strict=True)
+        ]
+        await record(self._database, AUTHORIZE, told)
 
     async def _send_again(self, absent: Sequence[_Open], deadline: Deadline) -> None:
         asked = [one.asked for one in absent]

@@ -16,6 +16,7 @@ from services.kit.config import ServiceConfig
 from services.kit.errors import InProgress, Kind, NotFound, PaymeshError, Refused
 from services.kit.money import AMOUNT_MINOR_MAX, Money
 from services.payment import domain, ledger
+from services.payment.clients.stripe.settings import StripeSettings
 from services.payment.config import PaymentConfig
 from services.payment.domain import (
     Approved,
@@ -407,9 +408,10 @@ def test_the_readme_names_every_knob_with_its_default() -> None:
         for name, field in PaymentConfig.model_fields.items()
         if name not in ServiceConfig.model_fields
     }
+    own |= {f"stripe_{name}": field for name, field in StripeSettings.model_fields.items() if name != "key"}
     expected = {
         (f"`{name.upper()}`", field.default if isinstance(field.default, str) else f"{field.default:g}")
         for name, field in own.items()
         if not name.endswith("_target")
     }
-    assert rows == expected | {("`FRAUD_TARGET`, `BANK_TARGET`", "")}
+    assert rows == expected | {("`FRAUD_TARGET`, `BANK_TARGET`", ""), ("`STRIPE_KEY`", "")}

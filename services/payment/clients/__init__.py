@@ -1,10 +1,29 @@
-"""Calls to others: the fraud service, and the processor behind its gateway.
+"""Calls to others: the fraud service, and the processors.
 
-Both take sets and answer one by one, in order. What goes wrong with one item, or with the whole call, comes back as a
+All take sets and answer one by one, in order. What goes wrong with one item, or with the whole call, comes back as a
 value: a lost answer is a fact to be recorded, not an exception to be handled somewhere else.
 """
 
+from services.payment.clients.bank import open_bank
 from services.payment.clients.fraud import Asked, FraudClient
-from services.payment.clients.processor import Processor
+from services.payment.clients.processor import CannotRun, NotSetUp, Opener, Processor
+from services.payment.clients.router import Processors, open_processors
+from services.payment.clients.stripe import open_stripe
 
-__all__ = ["Asked", "FraudClient", "Processor"]
+__all__ = [
+    "PROCESSORS",
+    "Asked",
+    "CannotRun",
+    "FraudClient",
+    "NotSetUp",
+    "Opener",
+    "Processor",
+    "Processors",
+    "open_processors",
+]
+
+PROCESSORS: dict[str, Opener] = {
+    "bank": open_bank,
+    "stripe": open_stripe,
+}
+"""By the name that PAYMESH_PAYMENT_PROCESSOR and every payment calls them by: a name is never given to another one."""

@@ -33,6 +33,7 @@ from services.payment.domain.events import (
 )
 from services.payment.domain.fees import BASIS_POINTS_MAX, NO_FEE, FeePlan, fee_for
 from services.payment.domain.payment import (
+    FIRST_PROCESSOR,
     WAITING,
     Authorize,
     Payment,
@@ -68,6 +69,7 @@ from services.payment.domain.wishes import (
 __all__ = [
     "BASIS_POINTS_MAX",
     "EVENTS_MAX",
+    "FIRST_PROCESSOR",
     "NO_FEE",
     "WAITING",
     "Absent",

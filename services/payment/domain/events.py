@@ -8,7 +8,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from services.kit.money import Money
-from services.payment.domain.payment import WAITING, Authorize, Payment, State, UnknownOutcome
+from services.payment.domain.payment import (
+    FIRST_PROCESSOR,
+    WAITING,
+    Authorize,
+    Payment,
+    State,
+    UnknownOutcome,
+)
 
 
 class EventType(StrEnum):
@@ -181,7 +188,14 @@ def fold(merchant_id: str, payment_id: str, created_at_ms: int, events: Sequence
     assert first.type is EventType.INITIATED, f"{payment_id} begins with {first.type}"
     wish = wish_of(merchant_id, first.data)
     payment = Payment(
-        merchant_id, payment_id, wish.order_id, wish.amount, State.AUTHORIZING, 1, created_at_ms
+        merchant_id,
+        payment_id,
+        wish.order_id,
+        wish.amount,
+        State.AUTHORIZING,
+        1,
+        created_at_ms,
+        processor=first.data.get("processor", FIRST_PROCESSOR),
     )
     for event in rest:
         payment = apply(payment, event)

@@ -11,6 +11,10 @@ PaymentKey = tuple[str, str]
 """(merchant, payment id)."""
 
 
+FIRST_PROCESSOR = "bank"
+"""Where payments were begun before there was a choice: their events do not tell."""
+
+
 class State(StrEnum):
     """Where a payment stands."""
 
@@ -116,6 +120,8 @@ class Payment(NamedTuple):
     """Whether the void under way is that of an authorization that has come to its end."""
     expires_at_ms: int = 0
     """When the authorization ends; 0 without one, or when it is from before there was an expiry."""
+    processor: str = FIRST_PROCESSOR
+    """Where it was begun, and where its money is asked for ever after."""
     event_hash: bytes = b""
     """Where its chain of events ended when it was locked: what its next event is chained to. Only known under the
     lock."""

@@ -9,7 +9,7 @@ from services.kit.errors import PaymeshError, Refused
 from services.kit.money import AMOUNT_MINOR_MAX, Money
 from services.payment.domain.events import Event, EventType
 from services.payment.domain.fees import FeePlan, fee_for
-from services.payment.domain.payment import WAITING, Authorize, Payment, State
+from services.payment.domain.payment import FIRST_PROCESSOR, WAITING, Authorize, Payment, State
 from services.payment.domain.replies import in_progress
 
 EVENTS_MAX = 1_000
@@ -50,8 +50,10 @@ class Move(NamedTuple):
         return (self.merchant_id, self.payment_id)
 
 
-def initiate(wish: Authorize, payment_id: str, caller: str, key: str, now_ms: int) -> tuple[Payment, Event]:
-    """The intent. The event holds all that is needed to finish the payment after a crash, and whom to answer."""
+def initiate(
+    wish: Authorize, payment_id: str, caller: str, key: str, now_ms: int, processor: str = FIRST_PROCESSOR
+) -> tuple[Payment, Event]:
+    """The intent. The event holds all that is needed to finish the payment after a crash: where, and whom to answer."""
     event = Event(
         EventType.INITIATED,
         {
@@ -66,9 +68,19 @@ def initiate(wish: Authorize, payment_id: str, caller: str, key: str, now_ms: in
             "billing_country": wish.billing_country,
             "caller": caller,
             "idempotency_key": key,
+            "processor": processor,
         },
     )
-    payment = Payment(wish.merchant_id, payment_id, wish.order_id, wish.amount, State.AUTHORIZING, 1, now_ms)
+    payment = Payment(
+        wish.merchant_id,
+        payment_id,
+        wish.order_id,
+        wish.amount,
+        State.AUTHORIZING,
+        1,
+        now_ms,
+        processor=processor,
+    )
     return payment, event
 
 

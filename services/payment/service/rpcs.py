@@ -22,7 +22,7 @@ from services.kit.idempotency import Identity, bar, begin_set, identity
 from services.kit.rpc.method import SetMethod
 from services.kit.sets import Answer, Command, Failed, Outcome
 from services.payment import domain, store
-from services.payment.clients import Asked, FraudClient, Processor
+from services.payment.clients import Asked, FraudClient, Processors
 from services.payment.config import PaymentConfig
 from services.payment.domain import Authorize, ByKey, Event, Move, Payment, Verdict, Void
 from services.payment.service import messages
@@ -40,7 +40,7 @@ class PaymentService:
     """See the contract, paymesh/payment/v1/payment.proto."""
 
     def __init__(
-        self, database: Database, fraud: FraudClient, processor: Processor, config: PaymentConfig
+        self, database: Database, fraud: FraudClient, processor: Processors, config: PaymentConfig
     ) -> None:
         self._database = database
         self._fraud = fraud
@@ -117,7 +117,8 @@ class PaymentService:
             tx: Transaction, fresh: list[Command[Authorize]]
         ) -> list[Outcome[pb.AuthorizePaymentResponse] | None]:
             now = now_ms()
-            intents = [domain.initiate(c.request, c.resource_id, c.caller, c.key, now) for c in fresh]
+            chosen = self._processor.chosen
+            intents = [domain.initiate(c.request, c.resource_id, c.caller, c.key, now, chosen) for c in fresh]
             records = [store.record_of(payment, event) for payment, event in intents]
             alone = await store.insert_payments(
                 tx, [payment for payment, _ in intents], records, self._intent_seconds

@@ -19,7 +19,7 @@ _AUTHORIZATION = """merchant_id, payment_id, order_id, amount_minor, currency, s
 """The columns that have a say until an authorization has ended; all others have their defaults till then."""
 _COLUMNS = f"""{_AUTHORIZATION}, incremented_minor, captured_minor, refunded_minor, settled_minor, fee_minor,
     rest_released, pending_minor, pending_fee_minor, pending_final, expiring,
-    coalesce(extract(epoch FROM expires_at) * 1000, 0)::bigint"""
+    coalesce(extract(epoch FROM expires_at) * 1000, 0)::bigint, processor"""
 _CHAIN_END = "CASE WHEN hashed_version = version THEN event_hash END"
 
 _STATES = {state.value: state for state in State}
@@ -65,12 +65,12 @@ async def insert_payments(
     rows = await tx.fetch(
         """
         INSERT INTO payments (merchant_id, payment_id, order_id, amount_minor, currency, state, version, resolve_at,
-                              event_hash, hashed_version)
+                              event_hash, hashed_version, processor)
         SELECT merchant_id, payment_id, order_id, amount_minor, currency, 'AUTHORIZING', 1,
-               now() + make_interval(secs => %(seconds)s), hash, 1
+               now() + make_interval(secs => %(seconds)s), hash, 1, processor
         FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(orders)s::text[], %(amounts)s::bigint[],
-                    %(currencies)s::text[], %(hashes)s::bytea[])
-             AS new (merchant_id, payment_id, order_id, amount_minor, currency, hash)
+                    %(currencies)s::text[], %(hashes)s::bytea[], %(processors)s::text[])
+             AS new (merchant_id, payment_id, order_id, amount_minor, currency, hash, processor)
         ON CONFLICT (merchant_id, order_id) WHERE state = 'AUTHORIZING' DO NOTHING
         RETURNING payment_id
         """,
@@ -82,6 +82,7 @@ async def insert_payments(
             "amounts": [p.amount.amount_minor for p in payments],
             "currencies": [p.amount.currency for p in payments],
             "hashes": [hash_of[p.payment_id] for p in payments],
+            "processors": [p.processor for p in payments],
         },
     )
     return {row[0] for row in rows}
