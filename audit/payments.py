@@ -53,6 +53,9 @@ SELECT merchant_id, payment_id, version FROM payments
 WHERE (merchant_id, payment_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
 """
 
+_STATES = {state.value: state for state in State}
+_UNKNOWN = {unknown.value: unknown for unknown in UnknownOutcome}
+
 
 @dataclass(frozen=True, slots=True)
 class Operation:
@@ -151,8 +154,8 @@ async def unmoved_payments(snapshots: Snapshots, books: Sequence[PaymentBook]) -
 def payment_of(row: Row) -> Payment:
     """The payment in a row of `PAYMENT_COLUMNS`."""
     try:
-        state, unknown_outcome = State(row[5]), UnknownOutcome(row[7])
-    except ValueError as error:
+        state, unknown_outcome = _STATES[row[5]], _UNKNOWN[row[7]]
+    except KeyError as error:
         raise AuditError(f"payment {row[1]} is in a state that this audit does not know: {error}") from error
     return Payment(
         row[0],

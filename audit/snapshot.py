@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
+from psycopg import waiting
+from psycopg.abc import PQGen
 from psycopg.rows import TupleRow
 
 from audit.report import AuditError
 
 Connection: TypeAlias = psycopg.AsyncConnection[TupleRow]
+T = TypeVar("T")
 Row: TypeAlias = tuple[Any, ...]
 
 CALLERS_FIRST = ("orchestrator", "inventory", "shipping", "payment", "fraud", "bank")
@@ -34,6 +37,20 @@ SET LOCAL jit = off
 """All rows of a cursor are fetched, so it is planned for the last one and not for the first. Whole tables are joined by
 their keys, which hashing does in one go whatever is known about them; on a table without statistics the planner may
 take a merge by merchant alone, which is quadratic."""
+
+
+class Patient(psycopg.AsyncConnection[TupleRow]):
+    """A connection that waits for its answers without letting anything else run, for a program that has nothing else to
+    do: rows come in packets of 16 kB, and going to the event loop for each takes longer than to read it."""
+
+    async def wait(
+        self,
+        gen: PQGen[T],
+        interval: float = 0.1,
+        timeout: float | None = None,  # noqa: ASYNC109 - named by the base class
+    ) -> T:
+        """Read until the answer is there."""
+        return waiting.wait(gen, self.pgconn.socket, interval=interval, timeout=timeout)
 
 
 class Snapshot:
@@ -91,7 +108,7 @@ async def open_snapshots(dsns: Mapping[str, str]) -> AsyncIterator[Snapshots]:
 @asynccontextmanager
 async def open_snapshot(service: str, dsn: str) -> AsyncIterator[Snapshot]:
     """A snapshot of one database. Raises AuditError when it cannot be read."""
-    async with connect(service, dsn) as connection, connect(service, dsn) as present:
+    async with connect(service, dsn, Patient) as connection, connect(service, dsn, Patient) as present:
         yield await _snapshot(service, connection, present)
 
 
@@ -108,10 +125,12 @@ async def _snapshot(service: str, connection: Connection, present: Connection) -
 
 
 @asynccontextmanager
-async def connect(service: str, dsn: str) -> AsyncIterator[Connection]:
+async def connect(
+    service: str, dsn: str, kind: type[Connection] = psycopg.AsyncConnection
+) -> AsyncIterator[Connection]:
     """A connection that cannot write, in autocommit. Raises AuditError when there is none to be had."""
     with _explained(service):
-        connection: Connection = await psycopg.AsyncConnection.connect(
+        connection: Connection = await kind.connect(
             dsn, autocommit=True, connect_timeout=CONNECT_SECONDS, application_name="paymesh-audit"
         )
     try:

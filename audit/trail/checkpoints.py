@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from audit.trail.report import CHECKPOINT, Fault, TrailReport
 from audit.trail.spool import Spool
-from services.payment.trail.checkpoint import Header, NoCheckpoint, faults_of, read_entry
+from services.payment.trail.checkpoint import Header, NoCheckpoint, faults_of
 from services.payment.trail.folder import CheckpointFolder
 from services.payment.trail.merkle import leaf_hash, root_of
 
@@ -81,8 +81,7 @@ class Checkpoints:
             self._offend(number, f"has entries ({told}) that are not those that were signed")
             return
         try:
-            for line in lines:
-                spool.put_sealed(read_entry(line).payment_id, line, number)
+            spool.put_sealed(number, lines)
         except NoCheckpoint as error:
             self._offend(number, str(error))
         self._report.sealed += len(lines)

@@ -7,14 +7,14 @@ memory. That is an external hash join.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 from zlib import crc32
 
-from services.payment.trail.checkpoint import Entry, read_entry
+from services.payment.trail.checkpoint import Entry, NoCheckpoint, read_entry
 
 PART_ENTRIES = 40_000
 """Entries of a part, as planned: some 20 MB while it is compared."""
@@ -54,31 +54,49 @@ class Spool:
     def _file(self, path: Path) -> BinaryIO:
         return self._open.enter_context(path.open("w+b"))
 
-    def put_sealed(self, payment_id: str, line: bytes, number: int) -> None:
-        """A checkpoint has this entry."""
-        self._sealed[crc32(payment_id.encode()) % self._count].write(b"%b\t%d\n" % (line, number))
+    def put_sealed(self, number: int, lines: Sequence[bytes]) -> None:
+        """A checkpoint has these entries. Raises NoCheckpoint."""
+        heaps: list[list[bytes]] = [[b"#%d" % number] for _ in range(self._count)]
+        try:
+            for line in lines:
+                heaps[crc32(line.split(b'"', 4)[3]) % self._count].append(line)
+        except IndexError as error:
+            raise NoCheckpoint("has a line that is no entry") from error
+        for file, heap in zip(self._sealed, heaps, strict=True):
+            if len(heap) > 1:
+                file.write(b"\n".join(heap) + b"\n")
 
-    def put_present(self, payment_id: str, lines: bytes) -> None:
-        """The database has these entries of a payment, each with a line's end."""
-        self._present[crc32(payment_id.encode()) % self._count].write(lines)
+    def put_present(self, lines: bytes) -> None:
+        """The database has these entries of one payment, each with a line's end."""
+        self._present[crc32(lines.split(b'"', 4)[3]) % self._count].write(lines)
 
     def compare(self) -> Iterator[Apart]:
-        """Everything in which the sides differ."""
+        """Everything in which the sides differ. Raises NoCheckpoint for what is no entry."""
         for sealed_file, present_file in zip(self._sealed, self._present, strict=True):
-            sealed: dict[bytes, int] = {}
             sealed_file.seek(0)
-            for record in sealed_file:
-                line, _, number = record.rpartition(b"\t")
-                self.twice += line in sealed
-                sealed[line] = int(number)
             present_file.seek(0)
+            records = sealed_file.read().splitlines()
+            lines = [record for record in records if record[:1] != b"#"]
+            sealed = set(lines)
+            self.twice += len(lines) - len(sealed)
             present = set(present_file.read().splitlines())
-            yield from _apart(sealed, present)
+            if sealed != present:
+                yield from _apart(_numbered(records), present)
+
+
+def _numbered(records: Sequence[bytes]) -> dict[bytes, int]:
+    """Lines with the checkpoints that have them."""
+    numbered = {}
+    number = 0
+    for record in records:
+        if record[:1] == b"#":
+            number = int(record[1:])
+        else:
+            numbered[record] = number
+    return numbered
 
 
 def _apart(sealed: dict[bytes, int], present: set[bytes]) -> Iterator[Apart]:
-    if sealed.keys() == present:
-        return
     gone = {}
     for line in sealed.keys() - present:
         entry = read_entry(line)

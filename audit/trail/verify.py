@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from audit.merge import Stream, merge
 from audit.snapshot import Snapshot, open_snapshot
 from audit.trail.checkpoints import ON_RECORD, Checkpoints
-from audit.trail.payments import EVENTS, PAYMENTS, History, StoredEvent
+from audit.trail.histories import read_histories
+from audit.trail.payments import EVENTS, PAYMENTS, History
 from audit.trail.report import CHANGED, CHECKPOINT, DELETED, UNSEALED, Fault, TrailReport
 from audit.trail.spool import Apart, Spool
-from services.payment.trail.folder import CheckpointFolder
+from services.payment.trail.folder import CheckpointFolder, NoCheckpoint
 
 LATE_SECONDS = 600
 """An event that is so much older than the newest sealed one, and is in no checkpoint, was not there when its time was
@@ -49,8 +48,7 @@ async def verify(
             for done in checkpoints.read(spool):
                 progress("checkpoints", done, due)
             checkpoints.compare_record([(row[0], row[1]) for row in await snapshot.fetch(ON_RECORD)])
-            for apart in spool.compare():
-                _judge(apart, checkpoints, report)
+            _compare(spool, checkpoints, report)
             if spool.twice:
                 report.offend("", "checkpoints", Fault(CHECKPOINT, 0, f"seal {spool.twice} events twice"))
     report.seconds = time.monotonic() - started
@@ -74,30 +72,34 @@ def _tamed_collector() -> Iterator[None]:
 async def _read_payments(
     snapshot: Snapshot, spool: Spool, report: TrailReport, count: int, progress: Progress
 ) -> None:
-    streams = [Stream(snapshot, PAYMENTS), Stream(snapshot, EVENTS)]
-    async for (merchant_id, payment_id), (rows, events) in merge(streams):
-        history = History(
-            merchant_id, payment_id, rows[0] if rows else None, [StoredEvent(*row[2:]) for row in events]
-        )
-        _read_payment(history, spool, report)
-        if report.payments % STEP_PAYMENTS == 0:
-            progress("payments", report.payments, count)
+    shown = 0
+    histories = read_histories(snapshot.batches(PAYMENTS), snapshot.batches(EVENTS))
+    async for found in histories:
+        for history in found:
+            _read_payment(history, spool, report)
+        if report.payments - shown >= STEP_PAYMENTS:
+            shown = report.payments
+            progress("payments", shown, count)
     progress("payments", count, count)
 
 
 def _read_payment(history: History, spool: Spool, report: TrailReport) -> None:
-    merchant_id, payment_id, _, events = history
-    hashes = history.hashes()
-    lines = [
-        orjson.dumps((event.recorded_us, merchant_id, payment_id, event.version, hashed.hex()))
-        for event, hashed in zip(events, hashes, strict=True)
-    ]
-    spool.put_present(payment_id, b"".join([line + b"\n" for line in lines]))
+    lines, faults = history.judge()
+    if lines:
+        spool.put_present(lines)
     report.payments += 1
-    report.events += len(events)
-    report.unhashed += sum(event.hash is None for event in events)
-    for fault in history.faults(hashes):
-        report.offend(merchant_id, payment_id, fault)
+    report.events += len(history.events)
+    report.unhashed += [event.hash for event in history.events].count(None)
+    for fault in faults:
+        report.offend(history.merchant_id, history.payment_id, fault)
+
+
+def _compare(spool: Spool, checkpoints: Checkpoints, report: TrailReport) -> None:
+    try:
+        for apart in spool.compare():
+            _judge(apart, checkpoints, report)
+    except NoCheckpoint as error:
+        report.offend("", "checkpoints", Fault(CHECKPOINT, 0, str(error)))
 
 
 def _judge(apart: Apart, checkpoints: Checkpoints, report: TrailReport) -> None:
