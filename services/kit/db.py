@@ -57,6 +57,23 @@ _KEEPALIVE = {
 """A server that vanishes without a word is noticed within about ten seconds, not after the two hours of the default."""
 
 
+_KEPT_PLANS = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+"""Sets are looked up by their keys. There is one good plan for that, whatever the tables hold: take each key to its
+index. So statements are planned once, and nothing else is offered to the planner: what it would choose for a table that
+is still empty is wrong within seconds of a rush."""
+
+_PLAN_ANEW = "SELECT " + ", ".join(
+    f"set_config('{name}', '{'force_custom_plan' if name == 'plan_cache_mode' else 'on'}', true)"
+    for name in _KEPT_PLANS
+)
+"""The opposite, until the end of the transaction: for searches, whose best plan depends on what is asked for."""
+
+
 class Sent:
     """A statement that leaves with the next flight, which may be that of COMMIT. To wait for it gives its rows."""
 
@@ -145,9 +162,14 @@ class Database:
         await self._pool.close()
 
     async def transact(
-        self, work: Callable[[Transaction], Awaitable[T]], deadline: Deadline | None = None
+        self,
+        work: Callable[[Transaction], Awaitable[T]],
+        deadline: Deadline | None = None,
+        *,
+        plan_anew: bool = False,
     ) -> T:
-        """Run `work` in one transaction and return what it returns.
+        """Run `work` in one transaction and return what it returns. `plan_anew` is for work that searches; what looks
+        rows up by their keys does without (see `_KEPT_PLANS`).
 
         Raises Unknown when the connection broke during COMMIT, Retryable when it broke before, the deadline is too near
         or every attempt lost against its neighbours, Overloaded when no connection was free in time.
@@ -156,7 +178,7 @@ class Database:
         for attempt in range(1, ATTEMPTS_MAX + 1):
             try:
                 async with self._session(until) as session:
-                    return await _once(session, work, until)
+                    return await _once(session, work, until, plan_anew)
             except (pg.SerializationFailure, pg.DeadlockDetected) as error:
                 if attempt == ATTEMPTS_MAX:
                     raise Retryable(
@@ -167,9 +189,10 @@ class Database:
         raise AssertionError("unreachable")
 
     async def fetch(self, sql: str, params: Params | None = None) -> list[Row]:
-        """The rows of one reading statement. Raises Retryable when the connection broke, Overloaded when none was
-        free in time."""
+        """The rows of one reading statement, planned for its parameters. Raises Retryable when the connection broke,
+        Overloaded when none was free in time."""
         async with self._session(Deadline.after(TRANSACTION_SECONDS)) as session:
+            session.queue(_PLAN_ANEW)  # of the flight's own transaction, so it ends with it
             try:
                 async with asyncio.timeout(TRANSACTION_SECONDS + GRACE_SECONDS):
                     return await Transaction(session).fetch(sql, params)
@@ -256,20 +279,23 @@ async def _commit(session: Session, seconds: float) -> None:
 
 
 async def _configure(session: Session) -> None:
-    # A set may hold one item or a thousand, and tables grow from nothing within seconds of a rush: a plan that was kept
-    # from a smaller day would join them the wrong way round.
-    await session.execute("SET plan_cache_mode = force_custom_plan")
+    for name, value in _KEPT_PLANS.items():
+        await session.execute(f"SET {name} = {value}")
     # For the session, so that an ordinary transaction does not pay for it: a SET costs as much as a small statement.
     await session.execute(f"SET statement_timeout = {STATEMENT_SECONDS * 1000:.0f}")
     await session.execute(f"SET idle_in_transaction_session_timeout = {SILENCE_SECONDS * 1000:.0f}")
 
 
-async def _once(session: Session, work: Callable[[Transaction], Awaitable[T]], until: Deadline) -> T:
+async def _once(
+    session: Session, work: Callable[[Transaction], Awaitable[T]], until: Deadline, plan_anew: bool
+) -> T:
     timeout_ms = max(STATEMENT_FLOOR_MS, int(until.remaining() * 1000))
     committing = False
     try:
         async with asyncio.timeout(timeout_ms / 1000 + GRACE_SECONDS):
             session.queue("BEGIN")
+            if plan_anew:
+                session.queue(_PLAN_ANEW)
             if timeout_ms < (STATEMENT_SECONDS - GRACE_SECONDS) * 1000:
                 session.queue(f"SET LOCAL statement_timeout = {timeout_ms}", prepare=False)
             result = await work(Transaction(session))

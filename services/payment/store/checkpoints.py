@@ -66,7 +66,10 @@ async def list_unsealed(database: Database, after: Place, before_us: int, limit:
             {**_params(after), "before": before_us, "limit": limit},
         )
 
-    return [Unsealed((row[0], row[1], row[2], row[3]), row[4]) for row in await database.transact(read)]
+    return [
+        Unsealed((row[0], row[1], row[2], row[3]), row[4])
+        for row in await database.transact(read, plan_anew=True)
+    ]
 
 
 async def count_recorded(database: Database, since_us: int, through: Place) -> int:
