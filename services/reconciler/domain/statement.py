@@ -32,6 +32,10 @@ class Refusal(Exception):
         """Why, and what was found; a sentence for a person, without the line and the field."""
 
 
+class Unproved(Refusal):
+    """A section may lack lines: its balances are missing, or contradict what it has."""
+
+
 class Opened(NamedTuple):
     """A section begins."""
 
@@ -86,6 +90,10 @@ class Closed(NamedTuple):
     """How many lines the section has: as the file says where it does, else as the reader counted."""
     line: int
     """Where it stands in the file, from 1."""
+    unproved: str = ""
+    """Why the file does not prove that the section is whole, such as a missing balance; then `closing_minor` and the
+    opening are what the file says, or nothing. Empty where opening + lines = closing is to hold. The second half of a
+    sentence about the closing balance."""
 
 
 Event: TypeAlias = Opened | Line | Closed
@@ -98,9 +106,12 @@ class Read(Protocol):
     def __call__(self, stream: BinaryIO, *, name: str) -> Iterator[Event]: ...
 
 
-def checked(events: Iterator[Event]) -> Iterator[Event]:
+def checked(events: Iterator[Event], *, accept_unproved: bool = False) -> Iterator[Event]:
     """The same events, and the proof that they are whole: sections are opened and closed in turn, lines are numbered
-    without a gap and have the section's currency, and opening + lines = closing. Raises Refusal."""
+    without a gap and have the section's currency, and opening + lines = closing. Raises Refusal.
+
+    With `accept_unproved`, a section whose balances are missing or contradict its lines passes: its `Closed` says so in
+    `unproved`, and closes with what opening and lines add up to. A person has to ask for that."""
     opened: Opened | None = None
     sum_minor = count = last = 0
     for event in events:
@@ -119,7 +130,12 @@ def checked(events: Iterator[Event]) -> Iterator[Event]:
         else:
             if opened is None:
                 raise Refusal(event.line, "closing balance", "stands outside of any statement")
-            _check_closed(event, opened, sum_minor, count)
+            try:
+                _check_closed(event, opened, sum_minor, count)
+            except Unproved as why:
+                if not accept_unproved:
+                    raise
+                event = event._replace(closing_minor=sum_minor, unproved=why.reason)
             opened = None
         yield event
     if opened is not None:
@@ -142,12 +158,15 @@ def _check_closed(closed: Closed, opened: Opened, sum_minor: int, count: int) ->
             closed.line, "number of lines", f"the statement says {closed.lines:,}, but has {count:,}"
         )
     _check_amount(closed.line, "closing balance", closed.closing_minor)
+    if closed.unproved:
+        raise Unproved(closed.line, "closing balance", closed.unproved)
     if closed.closing_minor != sum_minor:
-        raise Refusal(
+        raise Unproved(
             closed.line,
             "closing balance",
             f"of {opened.statement_id!r} is {closed.closing_minor:,} minor units of {opened.currency}, but the opening "
-            f"balance of {opened.opening_minor:,} and {count:,} lines add up to {sum_minor:,}",
+            f"balance of {opened.opening_minor:,} and {count:,} lines add up to {sum_minor:,}: lines are missing, or "
+            "the file was changed; ask the bank for a whole one",
         )
 
 
