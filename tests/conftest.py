@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from deploy.local.stores import EmbeddedPostgres, EmbeddedValkey
@@ -76,6 +77,17 @@ class Services:
         process.start()
         self._started.append(process)
         return process
+
+    def empty(self, name: str) -> None:
+        """Forget everything that service `name` has stored, so that tests can share its process. It must be at rest."""
+        with psycopg.connect(self.dsn(name), autocommit=True) as connection:
+            tables = connection.execute(
+                "SELECT string_agg(quote_ident(tablename), ', ') FROM pg_tables"
+                " WHERE schemaname = 'public' AND tablename <> 'schema_migrations'"
+            ).fetchone()
+            assert tables is not None
+            if tables[0] is not None:
+                connection.execute(f"TRUNCATE {tables[0]}".encode())
 
     @property
     def last(self) -> ServiceProcess:

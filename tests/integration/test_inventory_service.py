@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
 import pytest
 import pytest_asyncio
 
+from deploy.local.stores import EmbeddedPostgres
 from paymesh.channel import open_channel, with_key
 from paymesh.inventory.v1 import inventory_pb2 as pb
 from paymesh.inventory.v1.inventory_pb2_grpc import InventoryServiceStub
@@ -19,10 +20,22 @@ from tests.conftest import Services
 MERCHANT = "mer_1"
 
 
+@pytest.fixture(scope="module")
+def running(
+    postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Services, str]]:
+    """Inventory and its target; all tests share it."""
+    services = Services(postgres, tmp_path_factory.mktemp("inventory"))
+    yield services, services.start("inventory").target
+    services.stop()
+
+
 @pytest_asyncio.fixture
-async def stub(services: Services) -> AsyncIterator[InventoryServiceStub]:
-    process = services.start("inventory")
-    async with open_channel(process.target, caller="test") as channel:
+async def stub(running: tuple[Services, str]) -> AsyncIterator[InventoryServiceStub]:
+    """Of an inventory that is empty."""
+    services, target = running
+    services.empty("inventory")
+    async with open_channel(target, caller="test") as channel:
         yield InventoryServiceStub(channel)
 
 
@@ -340,9 +353,8 @@ async def test_a_wrong_return_names_the_field(
     assert field in [violation.field for violation in result.failure.violations]
 
 
-async def test_bytes_that_are_no_text_are_invalid(services: Services) -> None:
-    process = services.start("inventory")
-    async with grpc.aio.insecure_channel(process.target) as channel:
+async def test_bytes_that_are_no_text_are_invalid(running: tuple[Services, str]) -> None:
+    async with grpc.aio.insecure_channel(running[1]) as channel:
         raw: Any = channel.unary_unary("/paymesh.inventory.v1.InventoryService/ReserveStock")
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await raw(b"\x0a\x02\xff\xfe", metadata=with_key("k"))

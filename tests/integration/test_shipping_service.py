@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
 import grpc
 import psycopg
 import pytest
 import pytest_asyncio
 
+from deploy.local.stores import EmbeddedPostgres
 from paymesh.channel import open_channel, was_replayed, with_key
 from paymesh.result.v1 import failure_pb2
 from paymesh.shipping.v1 import events_pb2
@@ -30,19 +31,41 @@ HOME = pb.Address(
 )
 
 
+@pytest.fixture(scope="module")
+def module_services(
+    postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Services]:
+    services = Services(postgres, tmp_path_factory.mktemp("shipping"))
+    yield services
+    services.stop()
+
+
+@pytest.fixture(scope="module")
+def targets(module_services: Services) -> tuple[str, str]:
+    """Two replicas, which all tests share that neither kill nor configure one."""
+    return module_services.start("shipping").target, module_services.start("shipping").target
+
+
+@pytest.fixture
+def services(module_services: Services, targets: tuple[str, str]) -> Services:
+    """Services whose database is empty."""
+    module_services.empty("shipping")
+    return module_services
+
+
 @pytest_asyncio.fixture
-async def stub(services: Services) -> AsyncIterator[ShippingServiceStub]:
-    process = services.start("shipping")
-    async with open_channel(process.target, caller="test") as channel:
+async def stub(services: Services, targets: tuple[str, str]) -> AsyncIterator[ShippingServiceStub]:
+    async with open_channel(targets[0], caller="test") as channel:
         yield ShippingServiceStub(channel)
 
 
 @pytest_asyncio.fixture
-async def replicas(services: Services) -> AsyncIterator[tuple[ShippingServiceStub, ShippingServiceStub]]:
-    first, second = services.start("shipping"), services.start("shipping")
+async def replicas(
+    services: Services, targets: tuple[str, str]
+) -> AsyncIterator[tuple[ShippingServiceStub, ShippingServiceStub]]:
     async with (
-        open_channel(first.target, caller="test") as one,
-        open_channel(second.target, caller="test") as two,
+        open_channel(targets[0], caller="test") as one,
+        open_channel(targets[1], caller="test") as two,
     ):
         yield ShippingServiceStub(one), ShippingServiceStub(two)
 
@@ -398,9 +421,8 @@ async def test_a_batch_of_undos_bars_what_is_missing_and_cancels_what_is_there(
     assert sorted(cancelled) == sorted([first, second])
 
 
-async def test_another_callers_key_names_nothing(services: Services) -> None:
-    process = services.start("shipping")
-    async with open_channel(process.target, caller="a") as a, open_channel(process.target, caller="b") as b:
+async def test_another_callers_key_names_nothing(services: Services, targets: tuple[str, str]) -> None:
+    async with open_channel(targets[0], caller="a") as a, open_channel(targets[0], caller="b") as b:
         created = await ShippingServiceStub(a).CreateShipment(_create("o"), metadata=with_key("k"))
         undone = await ShippingServiceStub(b).CancelShipment(_undo("k"), metadata=with_key("undo"))
         assert undone.shipment.shipment_id == ""
@@ -526,9 +548,8 @@ async def test_the_longest_list_is_booked_whole(stub: ShippingServiceStub, servi
     assert await _states(services) == {"CREATED": 1_000}
 
 
-async def test_bytes_that_are_no_text_are_invalid(services: Services) -> None:
-    process = services.start("shipping")
-    async with grpc.aio.insecure_channel(process.target) as channel:
+async def test_bytes_that_are_no_text_are_invalid(targets: tuple[str, str]) -> None:
+    async with grpc.aio.insecure_channel(targets[0]) as channel:
         raw: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
             "/paymesh.shipping.v1.ShippingService/CreateShipment"
         )
