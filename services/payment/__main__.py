@@ -12,11 +12,12 @@ from services.payment.clients import PROCESSORS, CannotRun, FraudClient, open_pr
 from services.payment.config import PaymentConfig
 from services.payment.runner import Expiry, Resolver, watch_waiting
 from services.payment.service import LEDGER_NAME, NAME, LedgerService, PaymentService
+from services.payment.trail.months import keep_months
 from services.payment.trail.sealer import open_sealer
 
 
 async def wire(process: Process, config: PaymentConfig) -> None:
-    """Two servicers, fraud, the processors, a resolver, an expiry runner and a sealer."""
+    """Two servicers, fraud, the processors, a resolver, an expiry runner, a keeper of months and a sealer."""
     fraud_channel = open_channel(config.fraud_target, caller="payment")
     process.closing(fraud_channel.close)
     try:
@@ -35,6 +36,7 @@ async def wire(process: Process, config: PaymentConfig) -> None:
     process.background("resolver", resolver.run)
     process.background("expiry", Expiry(process.database, config).run)
     process.background("waiting", partial(watch_waiting, process.database))
+    process.background("months", partial(keep_months, process.database))
     if config.seal_folder:
         process.background("sealer", open_sealer(process.database, config).run)
 

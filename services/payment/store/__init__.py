@@ -20,6 +20,7 @@ from services.payment.store.journals import (
     list_fee_plans,
     save_fee_plans,
 )
+from services.payment.store.months import count_elsewhere, create_months
 from services.payment.store.payments import (
     Record,
     count_waiting,
@@ -42,8 +43,10 @@ __all__ = [
     "AccountRow",
     "EntryRow",
     "Record",
+    "count_elsewhere",
     "count_recorded",
     "count_waiting",
+    "create_months",
     "find_account",
     "find_fee_plan",
     "find_horizon",
