@@ -48,14 +48,15 @@ class Service:
 
 
 BANK = Service(name="bank", module="sandbox.bank", port_offset=10)
-INVENTORY = Service(name="inventory", module="services.inventory", port_offset=2)
-SHIPPING = Service(name="shipping", module="services.shipping", port_offset=3)
+INVENTORY = Service(name="inventory", module="services.inventory", port_offset=2, uses_valkey=True)
+SHIPPING = Service(name="shipping", module="services.shipping", port_offset=3, uses_valkey=True)
 FRAUD = Service(name="fraud", module="services.fraud", port_offset=4, uses_valkey=True)
 PAYMENT = Service(
     name="payment",
     module="services.payment",
     port_offset=1,
     calls=("fraud", "bank"),
+    uses_valkey=True,
     seals=True,
     short=("PROCESSOR", "STRIPE_KEY", "STRIPE_URL"),
 )
@@ -64,6 +65,7 @@ ORCHESTRATOR = Service(
     module="services.orchestrator",
     port_offset=0,
     calls=("inventory", "payment", "shipping"),
+    uses_valkey=True,
 )
 EDGE = Service(
     name="edge",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from services.kit.config import ServiceConfig
+from services.kit.config import EventsConfig
 
 
-class InventoryConfig(ServiceConfig):
+class InventoryConfig(EventsConfig):
     """Inventory needs nothing beyond what every service needs."""

@@ -36,6 +36,17 @@ class ServiceConfig(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class EventsConfig(ServiceConfig):
+    """What a service needs that announces events, or listens to others'."""
+
+    valkey_url: str = Field(default="", pattern=r"^((valkey|valkeys|redis|rediss|unix)://.+)?$")
+    """The bus, for example "redis://:password@127.0.0.1:6379/0". Empty: there is none; events are given their positions
+    all the same, and listeners ask for them twice a second."""
+    events_keep_days: int = Field(default=0, ge=0, le=36_500)
+    """How long announced events are kept for those who ask for them; 0: for ever. A listener that was away for longer
+    needs a person."""
+
+
 def load(config_type: type[S], service: str, part: str = "") -> S:
     """Read the configuration of `service`, or of one `part` of it that has settings of its own; on mistakes print them
     all and exit with code 2."""

@@ -112,10 +112,12 @@ class Sent:
 class Transaction:
     """What a transaction's work gets to talk to the database."""
 
-    __slots__ = ("_session",)
+    __slots__ = ("_session", "announces")
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self.announces = False
+        """Whether something was appended to the outbox."""
 
     def later(self, sql: str, params: Params | None = None) -> Sent:
         """A statement whose answer nobody needs yet: it leaves, in its turn, with the next one that is waited for, or
@@ -135,6 +137,8 @@ class Database:
     """A pool of connections to one database."""
 
     def __init__(self, dsn: str, *, pool_size_max: int) -> None:
+        self.on_announced: Callable[[], None] | None = None
+        """Called after a transaction that announced something was committed: a hint for the relay, no more."""
         self._outliving: set[asyncio.Task[None]] = set()
         self._pool: AsyncConnectionPool[Session] = AsyncConnectionPool(
             dsn,
@@ -178,7 +182,7 @@ class Database:
         for attempt in range(1, ATTEMPTS_MAX + 1):
             try:
                 async with self._session(until) as session:
-                    return await _once(session, work, until, plan_anew)
+                    return await _once(session, work, until, plan_anew, self.on_announced)
             except (pg.SerializationFailure, pg.DeadlockDetected) as error:
                 if attempt == ATTEMPTS_MAX:
                     raise Retryable(
@@ -287,7 +291,11 @@ async def _configure(session: Session) -> None:
 
 
 async def _once(
-    session: Session, work: Callable[[Transaction], Awaitable[T]], until: Deadline, plan_anew: bool
+    session: Session,
+    work: Callable[[Transaction], Awaitable[T]],
+    until: Deadline,
+    plan_anew: bool,
+    on_announced: Callable[[], None] | None,
 ) -> T:
     timeout_ms = max(STATEMENT_FLOOR_MS, int(until.remaining() * 1000))
     committing = False
@@ -298,9 +306,12 @@ async def _once(
                 session.queue(_PLAN_ANEW)
             if timeout_ms < (STATEMENT_SECONDS - GRACE_SECONDS) * 1000:
                 session.queue(f"SET LOCAL statement_timeout = {timeout_ms}", prepare=False)
-            result = await work(Transaction(session))
+            tx = Transaction(session)
+            result = await work(tx)
         committing = True
         await _commit(session, until.remaining() + GRACE_SECONDS)
+        if tx.announces and on_announced is not None:
+            on_announced()
         return result
     except _CommitLeft:
         raise

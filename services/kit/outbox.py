@@ -1,5 +1,8 @@
 """What a service announces, written in the transaction that makes it true, so that nothing is announced that did not
-happen and nothing that happened goes unannounced. A relay carries it to the other services."""
+happen and nothing that happened goes unannounced. `events` carries it to the other services.
+
+Of one aggregate the second announcement must be made under a lock that the first one's transaction has held to its end,
+or by somebody who knows that the first is committed: that is what keeps them in order."""
 
 from __future__ import annotations
 
@@ -39,6 +42,7 @@ def announce(tx: Transaction, announcements: Sequence[Announcement]) -> None:
     if not announcements:
         return
     events = [_packed(a.event) for a in announcements]
+    tx.announces = True
     tx.later(
         _APPEND,
         {

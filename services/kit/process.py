@@ -16,7 +16,7 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AsyncExitStack
 from typing import Any, Protocol, TypeVar
 
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 LOOP_RESTART_SECONDS = 1.0
 """A background loop that failed starts again after this; its failure is logged each time."""
+CANCEL_AGAIN_SECONDS = 0.5
 SETS_END_SECONDS = 3.0
 """What sets whose callers are gone get on top of the drain. They take far less, unless the database hangs."""
 
@@ -102,9 +103,7 @@ class Process:
             until = Deadline.after(drain_seconds)
             await listener.drain(drain_seconds)
             await self._end_sets(until.remaining() + SETS_END_SECONDS)
-            for task in loops:
-                task.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
+            await end(loops)
 
     async def _end_sets(self, seconds: float) -> None:
         """Wait for sets that outlived their callers: they need the loops, the channels and the database."""
@@ -113,6 +112,15 @@ class Process:
                 await asyncio.gather(*(servicer.drain() for servicer in self._servicers))
         except TimeoutError:
             log.warning("sets did not end within %.0f s; repeats with their keys will", seconds)
+
+
+async def end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait until they have ended. More than once where need be: in Python 3.11 a cancellation is lost
+    if what the task waits for happens in the same moment (`asyncio.wait_for`, which psycopg uses)."""
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        _, tasks = await asyncio.wait(tasks, timeout=CANCEL_AGAIN_SECONDS)
 
 
 async def _forever(name: str, loop: Callable[[], Awaitable[None]]) -> None:

@@ -171,6 +171,25 @@ def resume(traceparent: str, name: str, attributes: Mapping[str, str | int]) -> 
     return span if span.is_recording() else None
 
 
+TRACE_SECONDS = 60.0
+"""A trace that was left alone for longer is not continued but linked to: nobody looks at one that lasts for hours."""
+
+
+def continue_later(
+    traceparent: str, name: str, attributes: Mapping[str, str | int], age_seconds: float
+) -> Span | None:
+    """A span for what a message from somebody else leads to, so long after it was sent; None when that is not
+    traced."""
+    if age_seconds <= TRACE_SECONDS:
+        return resume(traceparent, name, attributes)
+    cause = trace.get_current_span(_propagator.extract({"traceparent": traceparent})).get_span_context()
+    if not cause.trace_flags.sampled:
+        return None
+    parent = otel_context.Context({_CHOSEN: True})
+    span = _tracer().start_span(name, parent, attributes=dict(attributes), links=[Link(cause)])
+    return span if span.is_recording() else None
+
+
 def traceparent_of(span: Span | None) -> str:
     """The W3C traceparent that continues `span`; empty when there is nothing to continue."""
     if span is None:

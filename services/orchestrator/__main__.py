@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from paymesh.orchestrator.v1 import orchestrator_pb2_grpc
+from services.kit.events import open_bus, publish
 from services.kit.process import Process, run
 from services.kit.rpc.client import open_channel
 from services.orchestrator.clients import (
@@ -20,7 +21,7 @@ from services.orchestrator.service import CONTRACTS, NAME, OrchestratorService
 
 
 async def wire(process: Process, config: OrchestratorConfig) -> None:
-    """One servicer, three participants, an engine with its lanes, a lease."""
+    """One servicer, three participants, an engine with its lanes, a lease, a relay."""
     targets = (config.inventory_target, config.payment_target, config.shipping_target)
     # No retries below us: whether and when a step is tried again is the saga's decision.
     channels = [open_channel(target, caller="orchestrator", attempts_max=1) for target in targets]
@@ -41,6 +42,7 @@ async def wire(process: Process, config: OrchestratorConfig) -> None:
         OrchestratorService(process.database, engine, ownership, Payments(channels[1])),
         NAME,
     )
+    publish(process, "orchestrator", open_bus(process, config.valkey_url), config)
     process.background("lease", ownership.keep)
     process.background("takeover", ownership.take_over)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from services.kit.config import ServiceConfig
+from services.kit.config import EventsConfig
 
 
-class OrchestratorConfig(ServiceConfig):
+class OrchestratorConfig(EventsConfig):
     """Configuration of the orchestrator; environment variables PAYMESH_ORCHESTRATOR_…"""
 
     inventory_target: str = Field(min_length=1)

@@ -6,6 +6,7 @@ from functools import partial
 
 from paymesh.payment.v1 import ledger_pb2_grpc, payment_pb2_grpc
 from services.kit.config import cannot_run
+from services.kit.events import open_bus, publish
 from services.kit.process import Process, run
 from services.kit.rpc.client import open_channel
 from services.payment.clients import PROCESSORS, CannotRun, FraudClient, open_processors
@@ -17,7 +18,7 @@ from services.payment.trail.sealer import open_sealer
 
 
 async def wire(process: Process, config: PaymentConfig) -> None:
-    """Two servicers, fraud, the processors, a resolver, an expiry runner, a keeper of months and a sealer."""
+    """Two servicers, fraud, the processors, a relay, a resolver, an expiry runner, a keeper of months and a sealer."""
     fraud_channel = open_channel(config.fraud_target, caller="payment")
     process.closing(fraud_channel.close)
     try:
@@ -33,6 +34,7 @@ async def wire(process: Process, config: PaymentConfig) -> None:
     process.serve(
         ledger_pb2_grpc.add_LedgerServiceServicer_to_server, LedgerService(process.database), LEDGER_NAME
     )
+    publish(process, "payment", open_bus(process, config.valkey_url), config)
     process.background("resolver", resolver.run)
     process.background("expiry", Expiry(process.database, config).run)
     process.background("waiting", partial(watch_waiting, process.database))

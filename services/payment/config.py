@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from services.kit.config import ServiceConfig
+from services.kit.config import EventsConfig
 
 
-class PaymentConfig(ServiceConfig):
+class PaymentConfig(EventsConfig):
     """Configuration of payment; environment variables PAYMESH_PAYMENT_…"""
 
     fraud_target: str = Field(min_length=1)

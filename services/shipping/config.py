@@ -8,12 +8,12 @@ from typing import Annotated
 from pydantic import field_validator
 from pydantic_settings import NoDecode
 
-from services.kit.config import ServiceConfig
+from services.kit.config import EventsConfig
 
 _CODE = re.compile(r"[A-Z]{2}")
 
 
-class ShippingConfig(ServiceConfig):
+class ShippingConfig(EventsConfig):
     """What shipping needs beyond what every service needs."""
 
     unserved_countries: Annotated[frozenset[str], NoDecode] = frozenset({"AQ", "KP"})

@@ -14,7 +14,8 @@ import pytest
 from deploy.local.stores import EmbeddedPostgres
 from services.kit.migrate import MigrationEdited, migrate
 
-KIT = ["services.kit/0001_idempotency_and_outbox.sql"]
+KIT = ["services.kit/0001_idempotency_and_outbox.sql", "services.kit/0002_event_log_and_inbox.sql"]
+KIT_TABLES = {"idempotency", "outbox", "event_log", "event_batches", "inbox", "events_set_aside"}
 
 
 class Package:
@@ -59,7 +60,7 @@ async def test_kits_tables_come_first_and_then_the_services_in_order(dsn: str, p
     first = package.write("0001_orders.sql", "CREATE TABLE orders (order_id text PRIMARY KEY);")
     package.write("README.md", "no migration")
     assert await migrate(dsn, package.name) == [*KIT, first, second]
-    assert tables(dsn) == {"schema_migrations", "idempotency", "outbox", "orders"}
+    assert tables(dsn) == {"schema_migrations", *KIT_TABLES, "orders"}
 
 
 async def test_a_second_run_finds_nothing_to_do(dsn: str, package: Package) -> None:
@@ -91,7 +92,7 @@ async def test_an_edited_migration_is_refused_and_nothing_else_is_applied(dsn: s
     package.write("0002_items.sql", "CREATE TABLE items (item_id text)")
     with pytest.raises(MigrationEdited, match=name):
         await migrate(dsn, package.name)
-    assert tables(dsn) == {"schema_migrations", "idempotency", "outbox", "orders"}
+    assert tables(dsn) == {"schema_migrations", *KIT_TABLES, "orders"}
 
 
 async def test_a_migration_that_fails_leaves_nothing_behind(dsn: str, package: Package) -> None:

@@ -103,7 +103,9 @@ def touches_the_database(module: str, text: str) -> list[str]:
 
 def touches_the_contracts(module: str, text: str) -> list[str]:
     """Imports of generated code outside the modules that may."""
-    if _role(module) in {"service", "clients", "__main__"} or _is_part_of(module, {"services.kit.rpc"}):
+    if _role(module) in {"service", "clients", "__main__"} or _is_part_of(
+        module, {"services.kit.rpc", "services.kit.events"}
+    ):
         return []
     return [name for name in imports(module, text) if name.startswith("paymesh.") and "_pb2" in name]
 

@@ -1,0 +1,180 @@
+"""The relay: gives announcements their positions, and puts them on the bus.
+
+One relay of a service works at a time; the others of its processes stand by and take the lease when it runs out. So
+what is one after the other in the log is one after the other on the bus, and nobody has to lock a row of the outbox.
+
+What is authoritative: the log. A relay that dies between giving positions and sending leaves events that the bus does
+not get, or gets twice from its successor; listeners heal the one and recognize the other. While the bus is away
+positions are given all the same, for listeners then ask the log itself.
+
+The hot path pays one entry at the end of an index. Rounds are as large as what has come up meanwhile, and no more than
+one per `GATHER_SECONDS`: under load the relay's own work hardly shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+
+from prometheus_client import Counter, Gauge
+
+from services.kit.backoff import Backoff
+from services.kit.db import Database
+from services.kit.events import log, wire
+from services.kit.events.bus import SET_BYTES_MAX, Bus, BusError
+from services.kit.events.log import Head
+
+logger = logging.getLogger(__name__)
+
+LEASE_SECONDS = 6.0
+"""How long a relay that has fallen silent keeps the others waiting."""
+RENEW_SECONDS = 2.0
+STANDBY_SECONDS = 1.0
+"""How often one that stands by looks whether the lease is free."""
+GATHER_SECONDS = 0.02
+"""From one round to the next at least."""
+POLL_SECONDS = 0.25
+"""How often a quiet outbox is looked at. What this process has announced it is told of; this is for other processes."""
+POLL_BUSY_SECONDS = 0.05
+"""As long as other processes announce."""
+SENT_LATE_MAX = 100_000
+"""Events that are sent late at most. Older ones would fall off the other end of the stream, and whoever listens has
+asked for them long ago."""
+WATCH_SECONDS = 2.0
+"""How old the numbers about the backlog may be; alerts look at minutes."""
+BACKLOG_COUNT_MAX = 10_000
+FORGET_SECONDS = 60.0
+FORGET_BATCHES_MAX = 20
+_SECONDS_OF_A_DAY = 86_400
+
+_AGAIN = Backoff(first_ms=100, factor=2, max_ms=5_000, attempts_max=1_000_000)
+"""A bus that is away is tried at a bounded rate, for ever."""
+
+WAITING = Gauge("paymesh_outbox_waiting", "Announcements that the bus does not have yet.", ("source",))
+WAITING_SECONDS = Gauge("paymesh_outbox_waiting_seconds_max", "How old the oldest of them is.", ("source",))
+SENT = Counter("paymesh_outbox_sent_total", "Events that were put on the bus.", ("source",))
+
+
+class Relay:
+    """Of one service. Without a bus it only gives positions. `keep_days` 0 keeps events for ever."""
+
+    def __init__(self, database: Database, source: str, bus: Bus | None, keep_days: int = 0) -> None:
+        self._database = database
+        self._source = source
+        self._bus = bus
+        self._keep_seconds = keep_days * _SECONDS_OF_A_DAY
+        self._name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
+        self._hint = asyncio.Event()
+        self._head: Head | None = None
+        self._failures = 0
+        self._bus_at = 0.0
+        self._renew_at = 0.0
+        self._watch_at = 0.0
+        self._forget_at = 0.0
+        self._found_at = 0.0
+
+    def hint(self) -> None:
+        """Something was announced in this process, and is committed."""
+        self._hint.set()
+
+    async def run(self) -> None:
+        """Relay for ever."""
+        try:
+            while True:
+                self._hint.clear()
+                began = time.monotonic()
+                more = await self.round()
+                if more:
+                    continue
+                await self._rest(began)
+        finally:
+            with contextlib.suppress(Exception):
+                await self._leave()
+
+    async def _leave(self) -> None:
+        if self._head is not None:
+            head, self._head = self._head, None
+            await log.give_lease(self._database, self._name, head.sent)
+
+    async def _rest(self, began: float) -> None:
+        now = time.monotonic()
+        quiet = STANDBY_SECONDS
+        if self._head is not None:
+            quiet = POLL_BUSY_SECONDS if now - self._found_at < 1.0 else POLL_SECONDS
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(quiet):
+                await self._hint.wait()
+        left = began + GATHER_SECONDS - time.monotonic()
+        if left > 0:
+            await asyncio.sleep(left)
+
+    async def round(self) -> bool:
+        """Number and send what is there. Returns whether there is more."""
+        now = time.monotonic()
+        try:
+            if self._head is None or now >= self._renew_at:
+                sent = self._head.sent if self._head else 0
+                self._head = await log.take_lease(self._database, self._name, LEASE_SECONDS, sent)
+                self._renew_at = now + RENEW_SECONDS
+                if self._head is None:
+                    return False
+            more = await self._number(self._head)
+        except BaseException:
+            self._head = None  # what is true is read again
+            raise
+        if self._head is not None and self._bus is not None and now >= self._bus_at:
+            await self._send(self._bus)
+        await self._look_after(now)
+        return more
+
+    async def _number(self, head: Head) -> bool:
+        if not await log.anything_new(self._database, head):
+            return False
+        after = await log.number(self._database, self._name, head, LEASE_SECONDS, wire.BATCH_MAX)
+        self._head = after
+        if after is None:
+            logger.warning("another relay of %s has the lease now", self._source)
+            return False
+        self._found_at = time.monotonic()
+        if self._bus is None:
+            self._head = after._replace(sent=after.position)
+        return after.position - head.position >= wire.BATCH_MAX or after.position == head.position
+
+    async def _send(self, bus: Bus) -> None:
+        """Put what the bus does not have on it, a set at a time: memory is bounded whatever the backlog."""
+        while (head := self._head) is not None and head.sent < head.position:
+            if head.position - head.sent > SENT_LATE_MAX:
+                head = self._head = head._replace(sent=head.position - SENT_LATE_MAX)
+            events = await log.read(self._database, head.sent, wire.LIST_MAX, wire.BATCH_MAX, SET_BYTES_MAX)
+            if not events:  # they were there when they got their positions, and are kept until they were sent
+                raise AssertionError(f"nothing stands at position {head.sent + 1}")
+            try:
+                await bus.send(self._source, wire.pack(self._source, events))
+            except BusError as error:
+                self._failures += 1
+                self._bus_at = time.monotonic() + _AGAIN.delay_ms(self._failures) / 1000
+                if self._failures == 1:
+                    logger.warning("the bus is away, listeners will ask for events: %r", error)
+                return
+            if self._failures:
+                logger.info("the bus is back after %d attempts", self._failures)
+            self._failures = 0
+            SENT.labels(self._source).inc(len(events))
+            self._head = head._replace(sent=events[-1].position)
+            if time.monotonic() >= self._renew_at:
+                return  # the lease first; the rest in the next round
+
+    async def _look_after(self, now: float) -> None:
+        head = self._head
+        if head is not None and now >= self._watch_at:
+            self._watch_at = now + WATCH_SECONDS
+            count, seconds = await log.backlog(self._database, head, BACKLOG_COUNT_MAX)
+            WAITING.labels(self._source).set(count)
+            WAITING_SECONDS.labels(self._source).set(seconds)
+        if head is not None and self._keep_seconds and now >= self._forget_at:
+            gone = await log.forget(self._database, self._keep_seconds, FORGET_BATCHES_MAX)
+            self._forget_at = now if gone else now + FORGET_SECONDS
