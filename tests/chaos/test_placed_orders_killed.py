@@ -44,13 +44,13 @@ BANK_MS = 250
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh() -> AsyncIterator[Shop]:
-    """A mesh whose orchestrator is missed, and whose payments are resolved, sooner than usual."""
+    """A mesh with two orchestrators, which are missed sooner than usual, as are payments under way."""
     sooner = {
         "PAYMESH_ORCHESTRATOR_LEASE_SECONDS": "1",
         "PAYMESH_ORCHESTRATOR_HEARTBEAT_SECONDS": "0.2",
         "PAYMESH_PAYMENT_INTENT_SECONDS": "6",
     }
-    async with running_shop(environment=sooner) as shop:
+    async with running_shop(environment=sooner, replicas={"orchestrator": 2}) as shop:
         yield shop
 
 
@@ -114,6 +114,25 @@ async def test_whoever_is_killed_in_the_midst_it_is_carried_out_once(
         assert await mesh.everything() == before
         assert sum(saga.kind == kind for saga in (await mesh.get(one)).sagas) == 1
     assert await mesh.stock(merchant) == stock
+    await _audit(mesh)
+
+
+async def test_two_orchestrators_carry_out_one_of_twenty_dispatches_and_cancellations(mesh: Shop) -> None:
+    """Nothing but the lock on the order's row, in the database that they share, decides between them."""
+    merchant = await mesh.merchant()
+    for _ in range(15):
+        placed = await mesh.placed(merchant, quantity=2)
+        calls: list[Any] = [mesh.cancel(placed) if n % 4 > 1 else mesh.dispatch(placed) for n in range(20)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert sum(not isinstance(one, BaseException) for one in outcomes) == 1, outcomes
+        held = await mesh.holdings(merchant, placed.order_id)
+        assert held in (DISPATCHED, CANCELLED)
+        if held == DISPATCHED:
+            returns = await asyncio.gather(
+                *(mesh.take_back(placed) for _ in range(8)), return_exceptions=True
+            )
+            assert sum(isinstance(one, pb.ReturnOrderResponse) for one in returns) == 1, returns
+            assert await mesh.money(placed) == (PRICE_MINOR, PRICE_MINOR)
     await _audit(mesh)
 
 
