@@ -14,9 +14,9 @@ _DO = Backoff(first_ms=100, factor=2, max_ms=5_000, attempts_max=14)
 """About 40 s of trying: longer than any service's restart and than the payment resolver needs for a lost answer."""
 _UNDO = Backoff(first_ms=200, factor=2, max_ms=30_000, attempts_max=20)
 """About six minutes of trying before a person is called: an undo has nothing better to do than to succeed."""
-_ONWARD = Backoff(first_ms=200, factor=2, max_ms=30_000, attempts_max=40)
-"""About a quarter of an hour of trying before a person is called: there is no way back, and nobody waits for stock or a
-card meanwhile."""
+_ONWARD = Backoff(first_ms=200, factor=2, max_ms=10_000, attempts_max=120)
+"""About a quarter of an hour of trying before a person is called: there is no way back. Somebody waits for the answer,
+so once a participant is back it is asked within ten seconds."""
 
 PLACE = Plan(
     "place",
