@@ -120,7 +120,7 @@ async def test_whoever_is_killed_in_the_midst_it_is_carried_out_once(
 async def test_two_orchestrators_carry_out_one_of_twenty_dispatches_and_cancellations(mesh: Shop) -> None:
     """Nothing but the lock on the order's row, in the database that they share, decides between them."""
     merchant = await mesh.merchant()
-    for _ in range(15):
+    for _ in range(8):
         placed = await mesh.placed(merchant, quantity=2)
         calls: list[Any] = [mesh.cancel(placed) if n % 4 > 1 else mesh.dispatch(placed) for n in range(20)]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
