@@ -26,7 +26,7 @@ RECORD_LENGTH_MAX = 256 * 1024
 _OPENING, _CLOSING, _CREDITS, _DEBITS = "010", "015", "100", "400"
 _CODES = {"01", "02", "03", "16", "49", "88", "98", "99"}
 _WHOLE = re.compile(r"[+-]?\d{1,19}", re.ASCII)
-_BATCH = re.compile(r"\bBATCH[=: ]\s*([\w.-]{1,64})")
+_BATCH = re.compile(r"\bBATCH[=:] ?(\S{1,128})")
 _SUMMARY_FIELDS = 4
 _DELETION, _TEST = "2", "4"
 _NO_MONEY = "890"

@@ -6,6 +6,7 @@ the entry states become one more: a batch can then be matched payment by payment
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from datetime import date
 from functools import cache
@@ -24,6 +25,7 @@ CHARGES = "CHRG"
 """Kind of the line that is an entry's charges."""
 
 _NOT_PROVIDED = {"NOTPROVIDED", "NOT PROVIDED", "NOTPROVIDED."}
+_MARKED = re.compile(r"/([EPS]REF)/(\S+)")
 _BOOKED = {"", "BOOK", "BOOKED"}
 
 
@@ -137,7 +139,7 @@ class Entry:
             whole = self._whole(bank_reference)
             yield Line(
                 number, booking, value, amount_minor, currency, whole.reference, whole.bank_reference,
-                whole.batch_reference, kind or whole.kind, whole.text, reversal, self.line,
+                whole.batch_reference, whole.kind or kind, whole.text, reversal, self.line,
             )  # fmt: skip
             return
         batch = fields.get("Btch") or bank_reference
@@ -290,15 +292,20 @@ def _detail(element: etree._Element) -> Detail:
             kind = transaction_code(child)
         elif name in _TEXTS:
             _TEXTS[name](child, texts, references)
-    reference = references.get("EndToEndId", "")
+    said = references.get
+    reference = said("EndToEndId", "")
     if reference.upper() in _NOT_PROVIDED:
         reference = ""
     return Detail(
-        reference or references.get("InstrId") or references.get("creditor", ""),
-        references.get("AcctSvcrRef") or references.get("TxId", ""),
-        references.get("PmtInfId") or references.get("MsgId", ""),
-        amount, direction, kind, "; ".join(texts)[:TEXT_LENGTH_MAX], line_of(element),
-    )  # fmt: skip
+        reference or said("EREF") or said("InstrId") or said("creditor", ""),
+        said("SREF") or said("AcctSvcrRef") or said("TxId", ""),
+        said("PREF") or said("PmtInfId") or said("MsgId", ""),
+        amount,
+        direction,
+        kind,
+        "; ".join(texts)[:TEXT_LENGTH_MAX],
+        line_of(element),
+    )
 
 
 def _transaction_amount(element: etree._Element) -> Amount | None:
@@ -314,9 +321,18 @@ def _note_remittance(element: etree._Element, texts: list[str], references: dict
     for node in element.iter():
         name = local_name(node)
         if name == "Ustrd" and (text := text_of(node)):
-            texts.append(text)
+            if not _note_marked(text, references):
+                texts.append(text)
         elif name == "Ref":
             references.setdefault("creditor", text_of(node))
+
+
+def _note_marked(text: str, references: dict[str, str]) -> bool:
+    """References that are too long for their own elements, of 35 characters, stand in the text behind marks."""
+    match = _MARKED.fullmatch(text)
+    if match is not None:
+        references.setdefault(match[1], match[2])
+    return match is not None
 
 
 def _note_parties(element: etree._Element, texts: list[str], _references: dict[str, str]) -> None:

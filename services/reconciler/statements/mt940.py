@@ -228,7 +228,7 @@ def _with_details(line: Line, details: Details) -> Line:
         text = f"{line.text}; {text}" if text else line.text
     return line._replace(
         reference=details.reference or line.reference,
-        counterpart_reference=line.counterpart_reference or details.bank_reference,
+        counterpart_reference=details.bank_reference or line.counterpart_reference,
         batch_reference=details.batch_reference,
         text=text[:500],
     )

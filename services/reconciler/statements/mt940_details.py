@@ -26,7 +26,7 @@ class Details(NamedTuple):
 
 _GERMAN = re.compile(r"\d{3}\?\d{2}")
 _SLASHED = re.compile(
-    r"/(EREF|PREF|KREF|IREF|MARF|CSID|TRTP|TRCD|RTRN|REMI|IBAN|BIC|NAME|BENM|ORDP|ISDT|PURP|ULTC|ULTD|ADDR|ID|SVCL|CNTP|"
+    r"/(EREF|PREF|SREF|KREF|IREF|MARF|CSID|TRTP|TRCD|RTRN|REMI|IBAN|BIC|NAME|BENM|ORDP|ISDT|PURP|ULTC|ULTD|ADDR|ID|SVCL|CNTP|"
     r"USTD|STRD|OCMT)(?=/)"
 )
 _SEPA = re.compile(r"\bEREF[+:] ?(\S{1,35})")
@@ -72,7 +72,7 @@ def _slashed(text: str) -> Details:
             words.append(value)
     return Details(
         _provided(said.get("EREF", "")),
-        said.get("IREF", ""),
+        said.get("SREF") or said.get("IREF", ""),
         said.get("PREF", ""),
         "; ".join(words),
     )

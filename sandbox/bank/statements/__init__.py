@@ -1,0 +1,1 @@
+"""The bank's end-of-day statements in four formats, written as a stream: values in, bytes out. Pure."""
