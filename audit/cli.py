@@ -1,6 +1,7 @@
 """Check that all books agree, and that history is as it was written.
 
-The command `paymesh audit`; `verify`, `prove` and `check-proof` below it are in `audit.trail.cli`.
+The command `paymesh audit`; below it `verify`, `prove` and `check-proof` are in `audit.trail.cli`, `export` is in
+`audit.archive.cli`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from audit.archive.cli import export
 from audit.trail.cli import check_proof, prove, verify
 
 EXIT_VIOLATED = 1
@@ -83,5 +85,6 @@ def audit(
 commands = typer.Typer(invoke_without_command=True, rich_markup_mode="markdown")
 commands.callback()(audit)
 commands.command("verify")(verify)
+commands.command("export")(export)
 commands.command("prove")(prove)
 commands.command("check-proof")(check_proof)

@@ -44,17 +44,31 @@ Keys = Annotated[
         help="Public key, as PEM, that may have signed; more than one after a change of keys. Default: that of --data.",
     ),
 ]
+Archive = Annotated[
+    Path | None,
+    typer.Option(
+        "--archive",
+        metavar="FOLDER",
+        help="An archive, or a folder of archives: needs no database.",
+        file_okay=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of text.")]
 
 
 def verify(
-    data: Data = DATA, checkpoints: Checkpoints = None, key: Keys = None, as_json: AsJson = False
+    data: Data = DATA,
+    checkpoints: Checkpoints = None,
+    key: Keys = None,
+    archive: Archive = None,
+    as_json: AsJson = False,
 ) -> None:
     """Verify that history is as it was written: every event, payment and checkpoint.
 
     Rebuilds every payment from its events, follows every chain, and holds both against the signed checkpoints.
     Names every row that was changed, deleted, reordered or cut off. Reads only, beside any load.
-    The database is that of the mesh on the data folder, or PAYMESH_PAYMENT_DATABASE_DSN.
+    The database is that of the mesh on the data folder, or PAYMESH_PAYMENT_DATABASE_DSN. With --archive it is
+    archives that are verified, by their files alone: no database is needed.
 
     Exit codes: 0 everything is as it was written, 1 something is not, 2 something cannot be read.
 
@@ -63,17 +77,19 @@ def verify(
     - `paymesh audit verify`
 
     - `paymesh audit verify --checkpoints trail --key trail.pub`
+
+    - `paymesh audit verify --archive archives/2026-09 --key trail.pub`
     """
     from rich.console import Console
 
-    from audit.dsns import found_dsns
-    from audit.trail.verify import verify as run_verify
-
-    with _told():
-        keys = _read_keys(key or [key_file_of(data)])
-        with found_dsns(data, wanted=("payment",)) as dsns, _progress(as_json) as progress:
-            folder = checkpoints or checkpoints_of(data)
-            report = asyncio.run(run_verify(dsns["payment"], folder, keys, progress))
+    with told():
+        keys = read_keys(key or [key_file_of(data)])
+        with shown_progress(as_json) as progress:
+            report = (
+                _verify_archives(archive, keys, progress)
+                if archive is not None
+                else _verify_database(data, checkpoints or checkpoints_of(data), keys, progress)
+            )
     if as_json:
         print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
     else:
@@ -82,11 +98,28 @@ def verify(
         raise typer.Exit(EXIT_VIOLATED)
 
 
+def _verify_database(
+    data: Path, checkpoints: Path, keys: Mapping[str, Ed25519PublicKey], progress: Progress
+) -> TrailReport:
+    from audit.dsns import found_dsns
+    from audit.trail.verify import verify as run_verify
+
+    with found_dsns(data, wanted=("payment",)) as dsns:
+        return asyncio.run(run_verify(dsns["payment"], checkpoints, keys, progress))
+
+
+def _verify_archives(archive: Path, keys: Mapping[str, Ed25519PublicKey], progress: Progress) -> TrailReport:
+    from audit.archive.verify import verify_archives  # pyarrow: only who has an archive waits for it
+
+    return asyncio.run(verify_archives(archive, keys, progress))
+
+
 def prove(
     payment: Annotated[str, typer.Argument(help="The payment's id.")],
     merchant: Annotated[str, typer.Option("--merchant", help="Whose it is.")],
     data: Data = DATA,
     checkpoints: Checkpoints = None,
+    archive: Archive = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write here; otherwise to standard output.")
     ] = None,
@@ -96,13 +129,20 @@ def prove(
     Examples:
 
     - `paymesh audit prove pay_0197… --merchant mer_1 --out proof.json`
+
+    - `paymesh audit prove pay_0197… --merchant mer_1 --archive archives`
     """
     from audit.dsns import found_dsns
     from audit.trail.proof import prove as make_proof
+    from audit.trail.proof import prove_from_archive
 
-    with _told(), found_dsns(data, wanted=("payment",)) as dsns:
-        folder = checkpoints or checkpoints_of(data)
-        proof = asyncio.run(make_proof(dsns["payment"], folder, merchant, payment))
+    with told():
+        if archive is not None:
+            proof = prove_from_archive(archive, merchant, payment)
+        else:
+            with found_dsns(data, wanted=("payment",)) as dsns:
+                folder = checkpoints or checkpoints_of(data)
+                proof = asyncio.run(make_proof(dsns["payment"], folder, merchant, payment))
         text = json.dumps(proof, indent=2, ensure_ascii=False) + "\n"
         if out is None:
             sys.stdout.write(text)
@@ -125,12 +165,12 @@ def check_proof(
     """
     from audit.trail.proof import check
 
-    with _told():
+    with told():
         try:
             proof = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise AuditError(f"{file} cannot be read: {error}") from error
-        keys = _read_keys(key or [key_file_of(data)])
+        keys = read_keys(key or [key_file_of(data)])
     faults = check(proof, keys)
     for fault in faults:
         print(f"not proved: {fault}")
@@ -142,7 +182,7 @@ def check_proof(
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """What cannot be read, as one line and an exit code."""
     try:
         yield
@@ -151,7 +191,7 @@ def _told() -> Iterator[None]:
         raise typer.Exit(EXIT_NOT_DONE) from error
 
 
-def _read_keys(files: list[Path]) -> Mapping[str, Ed25519PublicKey]:
+def read_keys(files: list[Path]) -> Mapping[str, Ed25519PublicKey]:
     """By name. Raises AuditError."""
     from services.payment.trail.checkpoint import key_id_of, read_public_key
 
@@ -166,7 +206,7 @@ def _read_keys(files: list[Path]) -> Mapping[str, Ed25519PublicKey]:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Progress]:
+def shown_progress(quiet: bool) -> Iterator[Progress]:
     """A bar on standard error, where somebody is looking at it."""
     if quiet or not sys.stderr.isatty():
         yield lambda what, done, of: None

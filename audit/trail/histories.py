@@ -17,9 +17,18 @@ from audit.trail.payments import EPOCH_US, History, StoredEvent
 Batches: TypeAlias = AsyncIterator[list[Row]]
 
 
+class OutOfOrder(AuditError):
+    """A row stands behind one that it comes before."""
+
+    def __init__(self, merchant_id: str, payment_id: str) -> None:
+        super().__init__(f"{payment_id} of {merchant_id} comes too late: not the order of bytes")
+        self.merchant_id = merchant_id
+        self.payment_id = payment_id
+
+
 async def read_histories(payments: Batches, events: Batches) -> AsyncIterator[list[History]]:
     """All that is known of every payment of either side, by merchant and id. `payments` are rows that begin with these;
-    `events` are rows of `payments.EVENTS`. Raises AuditError when one is not in the order of bytes."""
+    `events` are rows of `payments.EVENTS`. Raises OutOfOrder when one is not in the order of bytes."""
     int_from = int.from_bytes
     rows = _Rows(payments)
     await rows.open()
@@ -32,7 +41,7 @@ async def read_histories(payments: Batches, events: Batches) -> AsyncIterator[li
                 if told:
                     found += await rows.until((merchant_id, payment_id), told)
                 if (merchant, payment) < (merchant_id, payment_id):
-                    raise AuditError(f"{payment} of {merchant} comes too late: not the order of bytes")
+                    raise OutOfOrder(merchant, payment)
                 merchant_id, payment_id, told = merchant, payment, []
             recorded_us = int_from(sent, "big", signed=True) + EPOCH_US
             told.append(StoredEvent(version, type_, data_json, recorded_us, hashed))
@@ -78,7 +87,7 @@ class _Rows:
         else:
             await self._fill()
         if self._head is not None and self._head <= (row[0], row[1]):
-            raise AuditError(f"payment {self._head[1]} comes too late: not the order of bytes")
+            raise OutOfOrder(*self._head)
         return row
 
     async def _fill(self) -> None:

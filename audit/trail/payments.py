@@ -11,23 +11,25 @@ import orjson
 from audit.payments import PAYMENT_COLUMNS, payment_of
 from audit.snapshot import Row
 from audit.trail.report import CHANGED, CUT_OFF, DELETED, PROJECTION, REORDERED, Fault
-from services.payment.domain import Event, EventType, Payment, fold
+from services.payment.domain import Event, EventType, Payment, apply, fold
+from services.payment.ledger import Entry, journal
 from services.payment.trail.chain import GENESIS, event_hash
 
-PAYMENTS = f"""
-SELECT {PAYMENT_COLUMNS}, CASE WHEN hashed_version = version THEN event_hash END
-FROM payments ORDER BY merchant_id/*bytes*/, payment_id/*bytes*/
-"""
-EVENTS = """
-SELECT merchant_id, payment_id, version, type, data::text, timestamptz_send(recorded_at), hash
-FROM payment_events ORDER BY merchant_id/*bytes*/, payment_id/*bytes*/, version
-"""
+PAYMENTS_COLUMNS = f"{PAYMENT_COLUMNS}, CASE WHEN hashed_version = version THEN event_hash END"
+EVENT_COLUMNS = "merchant_id, payment_id, version, type, data::text, timestamptz_send(recorded_at), hash"
 """The time travels as the server has it, in microseconds since 2000: to make a number of it there costs as much as all
 the rest of the row."""
+PAYMENTS = f"SELECT {PAYMENTS_COLUMNS} FROM payments ORDER BY merchant_id/*bytes*/, payment_id/*bytes*/"
+EVENTS = f"""
+SELECT {EVENT_COLUMNS} FROM payment_events ORDER BY merchant_id/*bytes*/, payment_id/*bytes*/, version
+"""
 PLACES_MAX = 50
 """Events of one payment that are tried in each other's places, to tell one that was moved from one that was changed."""
 
 _FIELDS = Payment._fields
+_NO_ROW = "has events and no row"
+_IMPOSSIBLE = (AssertionError, KeyError, ValueError, TypeError)
+"""What reading or folding events raises that nobody can have written."""
 _TYPES = {type_.value: type_ for type_ in EventType}
 EPOCH_US = 946_684_800_000_000
 """Microseconds from 1970 to 2000, from which PostgreSQL counts."""
@@ -74,11 +76,13 @@ class History(NamedTuple):
                 lines.append(f'[{recorded},{names},{version},"{previous.hex()}"]\n')
                 read.append(Event(_TYPES[type_], orjson.loads(data_json)))
             row = self.row
-            if row is None or row[6] != due - 1 or (row[-1] is not None and row[-1] != previous):
+            if row is None:
+                return "".join(lines).encode(), [Fault(PROJECTION, 0, _NO_ROW)]
+            if row[6] != due - 1 or (row[-1] is not None and row[-1] != previous):
                 return self._judge_closely(names)
             if payment_of(row[:-1]) != fold(self.merchant_id, self.payment_id, 0, read):
                 return self._judge_closely(names)
-        except (AssertionError, KeyError, ValueError, TypeError):
+        except _IMPOSSIBLE:
             return self._judge_closely(names)
         return "".join(lines).encode(), []
 
@@ -89,6 +93,21 @@ class History(NamedTuple):
             for event, hashed in zip(self.events, hashes, strict=True)
         ]
         return "".join(lines).encode(), self.faults(hashes)
+
+    def judge_alone(self) -> tuple[bytes, list[Fault]]:
+        """The same for a history whose row is somewhere else: nothing is held against it."""
+        lines, faults = self._judge_closely(orjson.dumps((self.merchant_id, self.payment_id)).decode()[1:-1])
+        faults = [fault for fault in faults if fault.what != _NO_ROW]
+        if not faults:
+            try:
+                self._fold()
+            except _IMPOSSIBLE as error:
+                faults = [Fault(PROJECTION, 0, f"has events that cannot have happened: {error}")]
+        return lines, faults
+
+    def _fold(self) -> Payment:
+        read = [Event(_TYPES[one.type], orjson.loads(one.data_json)) for one in self.events]
+        return fold(self.merchant_id, self.payment_id, 0, read)
 
     def hashes(self) -> list[bytes]:
         """Of each event: what its row says, and where it says nothing, what follows from the rows before it."""
@@ -150,12 +169,11 @@ class History(NamedTuple):
 
     def _projection(self) -> Iterator[Fault]:
         if self.row is None:
-            yield Fault(PROJECTION, 0, "has events and no row")
+            yield Fault(PROJECTION, 0, _NO_ROW)
             return
         try:
-            read = [Event(_TYPES[one.type], orjson.loads(one.data_json)) for one in self.events]
-            told = fold(self.merchant_id, self.payment_id, 0, read)
-        except (AssertionError, KeyError, ValueError, TypeError) as error:
+            told = self._fold()
+        except _IMPOSSIBLE as error:
             yield Fault(PROJECTION, 0, f"has events that cannot have happened: {error}")
             return
         row = payment_of(self.row[:-1])
@@ -163,3 +181,14 @@ class History(NamedTuple):
             for name, stored, due in zip(_FIELDS, row, told, strict=True):
                 if stored != due:
                     yield Fault(PROJECTION, 0, f"has {name} {stored!s} where its events say {due!s}")
+
+
+def booked_by(history: History) -> list[Entry]:
+    """The ledger entries that the events of a whole history have made."""
+    entries: list[Entry] = []
+    first, *rest = [Event(_TYPES[one.type], orjson.loads(one.data_json)) for one in history.events]
+    payment = fold(history.merchant_id, history.payment_id, 0, [first])
+    for event in rest:
+        before, payment = payment, apply(payment, event)
+        entries += journal(before, payment)
+    return entries

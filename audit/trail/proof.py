@@ -34,9 +34,29 @@ async def prove(dsn: str, folder: Path, merchant_id: str, payment_id: str) -> di
     is nothing to prove, or the events are not those that were sealed."""
     async with open_snapshot("payment", dsn) as snapshot:
         rows = await snapshot.fetch(_EVENTS, {"merchant": merchant_id, "payment": payment_id})
-    if not rows:
+    return _prove(folder, merchant_id, payment_id, [StoredEvent(*row) for row in rows])
+
+
+def prove_from_archive(folder: Path, merchant_id: str, payment_id: str) -> dict[str, Any]:
+    """The same from the archives in a folder, without a database. Raises AuditError."""
+    from audit.archive.files import (  # pyarrow: only who has an archive waits for it
+        CHECKPOINTS,
+        EVENTS,
+        find_events,
+    )
+    from audit.archive.verify import archives_in
+
+    events: list[StoredEvent] = []
+    for archive in archives_in(folder):
+        events = [StoredEvent(*row) for row in find_events(archive / EVENTS, merchant_id, payment_id)]
+        if events:
+            return _prove(archive / CHECKPOINTS, merchant_id, payment_id, events)
+    return _prove(folder, merchant_id, payment_id, events)
+
+
+def _prove(folder: Path, merchant_id: str, payment_id: str, events: list[StoredEvent]) -> dict[str, Any]:
+    if not events:
         raise AuditError(f"merchant {merchant_id} has no payment {payment_id}")
-    events = [StoredEvent(*row) for row in rows]
     hashes = History(merchant_id, payment_id, None, events).hashes()
     wanted = {
         Entry(event.recorded_us, merchant_id, payment_id, event.version, hashed.hex()): event

@@ -10,6 +10,7 @@ OFFENCES_KEPT = 20
 
 CHANGED, DELETED, CUT_OFF, REORDERED = "changed", "deleted", "cut off", "reordered"
 PROJECTION, UNSEALED, CHECKPOINT = "projection", "unsealed", "checkpoint"
+ARCHIVE, LEDGER = "archive", "ledger"
 
 
 class Fault(NamedTuple):

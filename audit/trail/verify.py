@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -96,22 +97,21 @@ def _read_payment(history: History, spool: Spool, report: TrailReport) -> None:
 
 def _compare(spool: Spool, checkpoints: Checkpoints, report: TrailReport) -> None:
     try:
+        due_us = checkpoints.through_us - LATE_SECONDS * 1_000_000 if checkpoints.whole else -inf
         for apart in spool.compare():
-            _judge(apart, checkpoints, report)
+            judge_apart(apart, report, due_us)
     except NoCheckpoint as error:
         report.offend("", "checkpoints", Fault(CHECKPOINT, 0, str(error)))
 
 
-def _judge(apart: Apart, checkpoints: Checkpoints, report: TrailReport) -> None:
-    """Something is not the same in the database and in the checkpoints."""
+def judge_apart(apart: Apart, report: TrailReport, due_us: float) -> None:
+    """Something is not the same where it is kept and in the checkpoints. What was recorded before `due_us` has to be in
+    one of them; what was recorded later may not be sealed yet."""
     sealed, number, present = apart
     if sealed is None:
         assert present is not None, "one of the sides has it"
-        late = present.recorded_us < checkpoints.through_us - LATE_SECONDS * 1_000_000
-        if late and checkpoints.whole:
-            what = (
-                f"is in no checkpoint, though everything is sealed up to {LATE_SECONDS} s after it and more"
-            )
+        if present.recorded_us < due_us:
+            what = "is in no checkpoint, though what was recorded after it is"
             report.offend(present.merchant_id, present.payment_id, Fault(UNSEALED, present.version, what))
         else:
             report.unsealed += 1
