@@ -40,17 +40,22 @@ class Caller:
         self._pause_seconds = pause_seconds
 
     async def run_single(self, requests: Requests, until: float) -> None:
-        """Single calls, the last of which is sent before `until`."""
+        """Single calls, the last of which is sent before `until`, or as long as there is something to send."""
         while time.perf_counter() < until:
-            key, request = next(requests)
-            await self._single(key, request)
+            drawn = next(requests, None)
+            if drawn is None:
+                return
+            await self._single(*drawn)
             if self._pause_seconds:
                 await asyncio.sleep(self._pause_seconds)
 
     async def run_batches(self, requests: Requests, until: float) -> None:
-        """Batch calls, the last of which is sent before `until`."""
+        """Batch calls, the last of which is sent before `until`, or as long as there is something to send."""
         while time.perf_counter() < until:
-            await self._batch(next(requests)[1])
+            drawn = next(requests, None)
+            if drawn is None:
+                return
+            await self._batch(drawn[1])
 
     async def _single(self, key: str, request: bytes) -> None:
         tally, method = self._tally, self._method

@@ -21,7 +21,8 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from itertools import chain
+from contextlib import suppress
+from itertools import chain, islice
 from typing import Any, Protocol
 
 from bench.callers import Call, Caller, Requests
@@ -29,11 +30,18 @@ from bench.calls import Pings
 from bench.channels import Channels
 from bench.floor import Writers
 from bench.methods import METHODS
+from bench.movements import Movers, read_made
 from bench.orders import Buyers
 from bench.phases import Task, What
+from bench.shops import Shops
 from bench.tally import Tally
 
-PREBUILT_PER_SECOND = {What.ORDERS: 6_000, What.AUTHORIZATIONS: 15_000}
+PREBUILT_PER_SECOND = {
+    What.ORDERS: 6_000,
+    What.AUTHORIZATIONS: 15_000,
+    What.CAPTURES: 15_000,
+    What.REFUNDS: 15_000,
+}
 """More than two cores do, so that nothing is left to encode while the clock runs."""
 WARM_UP_NUMBERS = 1_000_000
 """So many numbers of a task are for its warm-up."""
@@ -72,8 +80,8 @@ class Callers:
             channel.unary_unary(path, request_serializer=None, response_deserializer=answer.FromString)
             for channel in self._channels.all
         ]
-        warm_up = Buyers(task.warm_up_merchants, task.currencies, task.first_number)
-        measured = Buyers(task.merchants, task.currencies, task.first_number + WARM_UP_NUMBERS)
+        warm_up = self._source(task.warm_up_merchants, task.first_number)
+        measured = self._source(task.merchants, task.first_number + WARM_UP_NUMBERS)
         self._requests: dict[tuple[str, ...], Requests] = {
             task.warm_up_merchants: self._endless(warm_up),
             task.merchants: self._prebuilt(self._endless(measured)),
@@ -98,10 +106,17 @@ class Callers:
             callers.append(run(requests, until))
         await asyncio.gather(*callers)
 
-    def _endless(self, buyers: Buyers) -> Requests:
+    def _source(self, merchants: tuple[str, ...], first_number: int) -> Buyers | Movers:
+        if self._task.made_file:
+            return Movers(list(read_made(self._task.made_file, merchants)))
+        return Buyers(merchants, self._task.currencies, first_number)
+
+    def _endless(self, source: Buyers | Movers) -> Requests:
+        """For buyers without end; for movers as long as whole batches can be had of what there is."""
         size = self._task.batch_size
-        while True:
-            yield self._method.build_batch(buyers, size) if size else self._method.build_single(buyers)
+        with suppress(IndexError):
+            while True:
+                yield self._method.build_batch(source, size) if size else self._method.build_single(source)
 
     def _prebuilt(self, endless: Requests) -> Requests:
         task = self._task
@@ -109,11 +124,16 @@ class Callers:
         calls_per_second = items_per_second / max(task.batch_size, 1)
         if task.pause_seconds:
             calls_per_second = task.callers / task.pause_seconds
-        ready = [next(endless) for _ in range(int(calls_per_second * task.seconds) + task.callers)]
+        ready = list(islice(endless, int(calls_per_second * task.seconds) + task.callers))
         return chain(ready, endless)
 
 
-_WORK: Mapping[What, Callable[[Task], Work]] = {What.ROWS: Writers, What.CALLS: Pings}
+_WORK: Mapping[What, Callable[[Task], Work]] = {
+    What.ROWS: Writers,
+    What.CALLS: Pings,
+    What.HTTP_PAYMENTS: Shops,
+    What.HTTP_READS: Shops,
+}
 
 
 async def carry_out(task: Task) -> None:

@@ -1,4 +1,4 @@
-"""The two methods under load, in their single and batch forms: how a call is encoded and what a good answer is."""
+"""The methods under load, in their single and batch forms: how a call is encoded and what a good answer is."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from bench.movements import Movers
 from bench.orders import Buyers
 from bench.phases import What
 from paymesh.orchestrator.v1 import orchestrator_pb2
 from paymesh.payment.v1 import payment_pb2
 
-Fill = Callable[[Buyers, Any], str]
+Fill = Callable[[Any, Any], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Method:
     batch_request: Any
     batch_response: Any
     fill: Fill
-    """Writes the next request and returns its key."""
+    """Writes the next request of whoever draws them, buyers or movers, and returns its key."""
     state_of: Callable[[Any], int]
     """Of what a response is about."""
     wanted: int
@@ -33,18 +34,18 @@ class Method:
     states: Any
     """The enum of states, for their names."""
 
-    def build_single(self, buyers: Buyers) -> tuple[str, bytes]:
+    def build_single(self, source: Buyers | Movers) -> tuple[str, bytes]:
         """Key and encoded request of the next single call."""
         request = self.request()
-        key = self.fill(buyers, request)
+        key = self.fill(source, request)
         return key, request.SerializeToString()
 
-    def build_batch(self, buyers: Buyers, size: int) -> tuple[str, bytes]:
+    def build_batch(self, source: Buyers | Movers, size: int) -> tuple[str, bytes]:
         """The next batch call, encoded. The keys are inside, the first of the pair is empty."""
         batch = self.batch_request()
         for _ in range(size):
             item = batch.items.add()
-            item.idempotency_key = self.fill(buyers, item.request)
+            item.idempotency_key = self.fill(source, item.request)
         return "", batch.SerializeToString()
 
     def state_name(self, response: Any) -> str:
@@ -76,6 +77,30 @@ METHODS = {
         fill=Buyers.fill_authorization,
         state_of=lambda response: response.payment.state,
         wanted=payment_pb2.PAYMENT_STATE_AUTHORIZED,
+        states=payment_pb2.PaymentState,
+    ),
+    What.CAPTURES: Method(
+        single_path="/paymesh.payment.v1.PaymentService/CapturePayment",
+        batch_path="/paymesh.payment.v1.PaymentService/BatchCapturePayments",
+        request=payment_pb2.CapturePaymentRequest,
+        response=payment_pb2.CapturePaymentResponse,
+        batch_request=payment_pb2.BatchCapturePaymentsRequest,
+        batch_response=payment_pb2.BatchCapturePaymentsResponse,
+        fill=Movers.fill_capture,
+        state_of=lambda response: response.payment.state,
+        wanted=payment_pb2.PAYMENT_STATE_CAPTURED,
+        states=payment_pb2.PaymentState,
+    ),
+    What.REFUNDS: Method(
+        single_path="/paymesh.payment.v1.PaymentService/RefundPayment",
+        batch_path="/paymesh.payment.v1.PaymentService/BatchRefundPayments",
+        request=payment_pb2.RefundPaymentRequest,
+        response=payment_pb2.RefundPaymentResponse,
+        batch_request=payment_pb2.BatchRefundPaymentsRequest,
+        batch_response=payment_pb2.BatchRefundPaymentsResponse,
+        fill=Movers.fill_refund,
+        state_of=lambda response: response.payment.state,
+        wanted=payment_pb2.PAYMENT_STATE_REFUNDED,
         states=payment_pb2.PaymentState,
     ),
 }

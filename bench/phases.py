@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -28,6 +28,10 @@ class What(StrEnum):
     AUTHORIZATIONS = "authorizations"
     ROWS = "rows"
     CALLS = "calls"
+    CAPTURES = "captures"
+    REFUNDS = "refunds"
+    HTTP_PAYMENTS = "http_payments"
+    HTTP_READS = "http_reads"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,8 @@ class Phase:
     """What each caller waits between two calls."""
     weight: float
     """Share of the seconds there are, relative to the other phases."""
+    after: str = ""
+    """The phase whose payments it goes on with; it has that phase's merchants."""
 
     @property
     def measures_rate(self) -> bool:
@@ -123,6 +129,27 @@ def all_phases(callers: int = CALLERS_DEFAULT, batch_size: int = BATCH_SIZE_DEFA
             channels=2,
             weight=9,
         ),
+        # They end when the authorizations of the phase before are used up, should that be before their time.
+        Phase(
+            name="captures",
+            title=f"captures, {callers} x {batch_size}",
+            what=What.CAPTURES,
+            callers=callers,
+            batch_size=batch_size,
+            channels=2,
+            weight=5,
+            after="authorizations",
+        ),
+        Phase(
+            name="refunds",
+            title=f"refunds, {callers} x {batch_size}",
+            what=What.REFUNDS,
+            callers=callers,
+            batch_size=batch_size,
+            channels=2,
+            weight=4,
+            after="captures",
+        ),
         Phase(
             name="authorizations_64_callers",
             title="authorizations, 64 single",
@@ -131,18 +158,40 @@ def all_phases(callers: int = CALLERS_DEFAULT, batch_size: int = BATCH_SIZE_DEFA
             channels=2,
             weight=7,
         ),
+        Phase(
+            name="edge_requests",
+            title="POST payments, HTTP, 64",
+            what=What.HTTP_PAYMENTS,
+            callers=64,
+            channels=64,
+            weight=5,
+        ),
+        Phase(
+            name="edge_reads",
+            title="GET payments, HTTP, 64",
+            what=What.HTTP_READS,
+            callers=64,
+            channels=64,
+            weight=3,
+            after="edge_requests",
+        ),
     )
 
 
 def choose(phases: Sequence[Phase], names: Sequence[str]) -> tuple[Phase, ...]:
-    """The phases of these names in their own order; all of them for no names.
+    """The phases of these names, and those whose payments they go on with, in their own order; all of them for no
+    names.
 
     Raises ValueError, with what there is, for a name that is none.
     """
     known = {phase.name for phase in phases}
     if unknown := sorted(set(names) - known):
         raise ValueError(f"there is no phase {unknown[0]!r}; there are {', '.join(p.name for p in phases)}")
-    return tuple(phase for phase in phases if not names or phase.name in names)
+    wanted = set(names)
+    for phase in reversed(phases):  # what a phase goes on with comes before it
+        if phase.name in wanted and phase.after:
+            wanted.add(phase.after)
+    return tuple(phase for phase in phases if not names or phase.name in wanted)
 
 
 @dataclass(frozen=True)
@@ -183,6 +232,10 @@ class Task:
     """By merchant."""
     first_number: int
     """Orders are numbered from here; no other task may reach into these numbers."""
+    made_file: str = ""
+    """The payments that an earlier phase has made, for one that goes on with them; see `bench.movements`."""
+    api_keys: Mapping[str, str] = field(default_factory=dict)
+    """By merchant, for requests over HTTP."""
 
     def to_json(self) -> str:
         """As one line."""

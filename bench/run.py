@@ -9,12 +9,13 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from audit.run import run_audit
 from bench import meters
+from bench.movements import write_made
 from bench.orders import CURRENCIES
 from bench.phases import MERCHANTS_PER_PHASE, Duration, Phase, Task, What
 from bench.report import Measured
@@ -45,11 +46,17 @@ class Bench:
 
     subject: Subject
     on_progress: OnProgress
+    merchants: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
+    """By phase that was carried out: those that counted, and those of its warm-up."""
 
     async def measure(self, phase: Phase, duration: Duration, number: int) -> Measured:
         """Carry out one phase. `number` tells apart what would otherwise be sent twice."""
-        merchants = tuple(f"mer_{phase.name}_{number}_{one}" for one in range(MERCHANTS_PER_PHASE))
-        warm_up = tuple(f"mer_{phase.name}_{number}_warm_up_{one}" for one in range(2))
+        if phase.after:
+            merchants, warm_up = self.merchants[phase.after]
+        else:
+            merchants = tuple(f"mer_{phase.name}_{number}_{one}" for one in range(MERCHANTS_PER_PHASE))
+            warm_up = tuple(f"mer_{phase.name}_{number}_warm_up_{one}" for one in range(2))
+        self.merchants[phase.name] = merchants, warm_up
         if phase.what is What.ORDERS:
             await self.subject.stock(merchants + warm_up)
         task = Task(
@@ -65,6 +72,8 @@ class Bench:
             warm_up_merchants=warm_up,
             currencies={one: CURRENCIES[place % 3] for place, one in enumerate(merchants + warm_up)},
             first_number=number * NUMBERS_PER_PHASE,
+            made_file=await self._made_file(phase, merchants + warm_up),
+            api_keys=await self._api_keys(phase, merchants + warm_up),
         )
         before, tally, after = await self._drive(phase, number, task)
         cpu = meters.cpu_between(before, after) | {"load": tally.cpu_seconds}
@@ -77,6 +86,17 @@ class Bench:
             set_sizes=meters.set_sizes(before, after),
             shed=int(after.shed - before.shed),
         )
+
+    async def _made_file(self, phase: Phase, merchants: Sequence[str]) -> str:
+        if not phase.after:
+            return ""
+        path = self.subject.mesh.folder.path / f"made-{phase.name}"
+        write_made(path, await self.subject.made(merchants))
+        return str(path)
+
+    async def _api_keys(self, phase: Phase, merchants: Sequence[str]) -> dict[str, str]:
+        over_http = phase.what in (What.HTTP_PAYMENTS, What.HTTP_READS)
+        return await self.subject.api_keys(merchants) if over_http else {}
 
     async def _drive(
         self, phase: Phase, number: int, task: Task

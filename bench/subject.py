@@ -14,15 +14,18 @@ import psycopg
 
 from bench.floor import TABLE
 from bench.machine import filesystem_of
+from bench.movements import Made
 from bench.orders import SKUS
 from bench.phases import Phase, What
-from deploy.local.mesh import SERVICES, plan
+from deploy.local.mesh import EDGE, SERVICES, plan, secret_name
 from deploy.local.ports import free_base_port
 from deploy.local.stores import POSTGRES_VARIABLE, VALKEY_VARIABLE
 from deploy.local.supervisor import Mesh
 from paymesh.channel import open_channel
 from paymesh.errors import failure_error, typed_errors
 from paymesh.inventory.v1 import inventory_pb2, inventory_pb2_grpc
+from services.edge.merchants import create as create_key
+from services.kit.db import Database
 
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 FOLDERS = (tempfile.gettempdir(), "/var/tmp")  # noqa: S108 - only ever a new folder in it, by mkdtemp
@@ -36,7 +39,11 @@ TRACING_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "PAYMESH_TRACE_FILE", "OTEL_
 _COUNTS = {
     What.ORDERS: ("orchestrator", "sagas WHERE state = 'COMPLETED' AND"),
     What.AUTHORIZATIONS: ("payment", "payments WHERE state = 'AUTHORIZED' AND"),
+    What.CAPTURES: ("payment", "payments WHERE state = 'CAPTURED' AND"),
+    What.REFUNDS: ("payment", "payments WHERE state = 'REFUNDED' AND"),
+    What.HTTP_PAYMENTS: ("payment", "payments WHERE state = 'AUTHORIZED' AND"),
 }
+_LEAVE_NOTHING = (What.CALLS, What.HTTP_READS)
 
 
 class Subject:
@@ -54,11 +61,13 @@ class Subject:
         return {service.name: self.mesh.dsn(service.name) for service in self.mesh.plan.services}
 
     def target(self, what: What) -> str:
-        """Where such a phase sends: a gRPC target, or a DSN."""
+        """Where such a phase sends: an address, or a DSN."""
         if what is What.ROWS:
             return self.floor_dsn()
         if what is What.CALLS:
             return self.mesh.targets["orchestrator"]
+        if what in (What.HTTP_PAYMENTS, What.HTTP_READS):
+            return self.mesh.targets["edge"]
         return self.mesh.targets[_COUNTS[what][0]]
 
     def floor_dsn(self) -> str:
@@ -71,7 +80,7 @@ class Subject:
     async def count(self, phase: Phase, merchants: Iterable[str]) -> int | None:
         """Items of these merchants that the database has in the state that counts; None for a phase that leaves
         nothing in one."""
-        if phase.what is What.CALLS:
+        if phase.what in _LEAVE_NOTHING:
             return None
         if phase.what is What.ROWS:
             dsn, rows = self.floor_dsn(), f"{TABLE} WHERE"
@@ -86,6 +95,26 @@ class Subject:
                 # Nothing of it shall be vacuumed while the next phase is measured.
                 await connection.execute(f"DROP TABLE {TABLE}".encode())
         return int(row[0]) if row else 0
+
+    async def made(self, merchants: Iterable[str]) -> list[Made]:
+        """The payments of merchants, as earlier phases have left them."""
+        dsn = self.mesh.dsn("payment")
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+            cursor = await connection.execute(
+                "SELECT merchant_id, payment_id FROM payments WHERE merchant_id = ANY(%s) ORDER BY payment_id",
+                (list(merchants),),
+            )
+            return [Made(*row) for row in await cursor.fetchall()]
+
+    async def api_keys(self, merchants: Iterable[str]) -> dict[str, str]:
+        """A new key for each merchant, by merchant."""
+        secret = self.mesh.folder.password(secret_name(EDGE, "KEY_SECRET"))
+        database = Database(self.mesh.dsn(EDGE.name), pool_size_max=2)
+        await database.open()
+        try:
+            return {one: (await create_key(database, secret, one)).api_key for one in merchants}
+        finally:
+            await database.close()
 
     async def stock(self, merchants: Iterable[str]) -> None:
         """Give every merchant the whole catalogue, with more than anybody can buy.

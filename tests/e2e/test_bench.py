@@ -62,7 +62,7 @@ def test_every_figure_is_there(results: dict[str, Any]) -> None:
 def test_what_counts_is_in_the_database(results: dict[str, Any]) -> None:
     for name, phase in results["phases"].items():
         assert phase["succeeded_for_callers"] > 0, name
-        if name == "floor_calls":
+        if name in ("floor_calls", "edge_reads"):
             assert phase["succeeded_in_database"] is None
         else:
             assert phase["succeeded_in_database"] == phase["succeeded_for_callers"], name

@@ -168,6 +168,8 @@ def test_the_seconds_are_shared_out_to_the_last() -> None:
 def test_phases_are_chosen_by_name_and_run_in_their_own_order() -> None:
     assert [phase.name for phase in choose(all_phases(), ["orders", "floor"])] == ["floor", "orders"]
     assert choose(all_phases(), []) == all_phases()
+    refunded = ["authorizations", "captures", "refunds"]
+    assert [phase.name for phase in choose(all_phases(), ["refunds"])] == refunded, "there must be something"
     with pytest.raises(ValueError, match="no phase 'order'; there are floor, floor_calls, idle_order"):
         choose(all_phases(), ["floor", "order"])
 
