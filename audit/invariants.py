@@ -1,8 +1,9 @@
 """The list: what must hold of the books, as data.
 
-An invariant has one or more checks. A `Query` is done by one database alone, within its snapshot. `OfPayments` and
-`OfOrders` judge, one by one, books that were put together from several databases; if the judgement compares databases
-(`across`), only what is settled is judged, and a suspect only offends if it has not moved since (see the package).
+An invariant has one or more checks. A `Query` is done by one database alone, within its snapshot. `OfPayments`,
+`OfSettlements` and `OfOrders` judge, one by one, books that were put together from several databases; if the judgement
+compares databases (`across`), only what is settled is judged, and a suspect only offends if it has not moved since (see
+the package).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
-from audit import order_rules, payment_rules, queries
+from audit import order_rules, payment_rules, queries, settlement_rules
 from audit.orders import OrderBook
 from audit.payments import PaymentBook
+from audit.settlements import SettlementBook
 from services.orchestrator.domain import CANCEL, State
 
 TAKEOVER_SECONDS = 4.0
@@ -69,11 +71,15 @@ class OfPayments(Each[PaymentBook]):
     """Judges payments."""
 
 
+class OfSettlements(Each[SettlementBook]):
+    """Judges settlements."""
+
+
 class OfOrders(Each[OrderBook]):
     """Judges orders."""
 
 
-Check: TypeAlias = Query | OfPayments | OfOrders
+Check: TypeAlias = Query | OfPayments | OfSettlements | OfOrders
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,10 @@ class Invariant:
 
 def _operations(book: PaymentBook) -> int:
     return 1 if book.row is not None or book.operations else 0
+
+
+def _settled(book: SettlementBook) -> int:
+    return 1 if book.row is not None or book.batches or book.payouts else 0
 
 
 def _judged_at_its_end(book: OrderBook) -> int:
@@ -114,8 +124,8 @@ INVARIANTS: tuple[Invariant, ...] = (
     Invariant(
         1,
         "accounts",
-        "every account has what the payments hold, have taken and have given back, for every merchant and currency",
-        "journal entries with payments",
+        "every account has what payments and settlements say, for every merchant and currency",
+        "journal entries with payments and settlements",
         (
             Query(
                 service="payment",
@@ -145,15 +155,42 @@ INVARIANTS: tuple[Invariant, ...] = (
         ),
     ),
     Invariant(
+        3,
+        "settled-once",
+        "what was captured or given back is settled once, as it was, and its payment knows; what is owed is carried on",
+        "events of payments with the items of settlements, settlements with their items and journals",
+        (
+            Query(
+                service="payment",
+                counted=("captures and refunds", queries.COUNT_ITEMS),
+                offending=(
+                    queries.ITEMS_APART,
+                    queries.ITEMS_WITHOUT_SETTLEMENT,
+                    queries.SETTLED_APART,
+                    queries.BALANCES_APART,
+                ),
+            ),
+            OfSettlements(
+                "settlements",
+                settlement_rules.is_its_items,
+                lambda book: 1 if book.row is not None or book.items or book.entries else 0,
+            ),
+        ),
+    ),
+    Invariant(
         4,
         "one-operation-per-key",
-        "the bank has one operation for one key, and lets go of one hold once",
+        "the bank has one operation for one key, lets go of one hold once, and settles an operation once",
         "the bank's operations with each other",
         (
             Query(
                 service="bank",
                 counted=("operations", queries.COUNT_OPERATIONS),
-                offending=(queries.OPERATIONS_PER_KEY, queries.VOIDS_PER_AUTHORIZATION),
+                offending=(
+                    queries.OPERATIONS_PER_KEY,
+                    queries.VOIDS_PER_AUTHORIZATION,
+                    queries.OPERATIONS_SETTLED_TWICE,
+                ),
             ),
         ),
     ),
@@ -163,6 +200,13 @@ INVARIANTS: tuple[Invariant, ...] = (
         "payment's books and the bank's tell the same, operation by operation",
         "payments with the bank's operations",
         (OfPayments("payments", payment_rules.agrees_with_the_bank, _operations, across=True),),
+    ),
+    Invariant(
+        4,
+        "bank-settlements",
+        "what the bank has settled and paid out is what payment has, item by item",
+        "settlements with the bank's settlements and payouts",
+        (OfSettlements("settlements", settlement_rules.agrees_with_the_bank, _settled, across=True),),
     ),
     Invariant(
         4,

@@ -14,8 +14,8 @@ FROM journal_entries GROUP BY merchant_id, journal_id, currency HAVING sum(amoun
 """
 
 COUNT_PAYMENTS = "SELECT count(*) FROM payments"
-# What payments make of every account, by their amounts. Nothing was ever booked of a hold that was found after its
-# payment had failed, which is VOIDING with a reason.
+# What payments and settlements make of every account, by their amounts. Nothing was ever booked of a hold that was
+# found after its payment had failed, which is VOIDING with a reason.
 _DUE = """
 SELECT merchant_id, currency, account, minor
 FROM (
@@ -31,14 +31,28 @@ CROSS JOIN LATERAL (VALUES
     ('holds', held), ('holds_control', -held), ('processor_receivable', captured - refunded - settled),
     ('merchant_payable', refunded + fees - captured), ('fees', -fees), ('cash', settled)
 ) AS due (account, minor)
+UNION ALL
+SELECT merchant_id, currency, account, minor
+FROM (
+    SELECT merchant_id, currency, sum(processor_fee_minor) FILTER (WHERE state <> 'SETTLING') AS kept,
+           sum(payout_minor) FILTER (WHERE payout_state = 'PAYING') AS under_way,
+           sum(payout_minor) FILTER (WHERE payout_state = 'PAID') AS paid
+    FROM settlements GROUP BY merchant_id, currency
+) AS sums
+CROSS JOIN LATERAL (VALUES
+    ('processor_fees', coalesce(kept, 0)), ('merchant_payable', coalesce(under_way, 0) + coalesce(paid, 0)),
+    ('payouts', -coalesce(under_way, 0)), ('cash', -coalesce(kept, 0) - coalesce(paid, 0))
+) AS due (account, minor)
 """
 ACCOUNTS_APART = f"""
 SELECT merchant_id, currency,
-       format('has %s in the account %s, and payments that make it %s', coalesce(l.minor, 0), account,
-              coalesce(p.minor, 0))
+       format('has %s in the account %s, and payments and settlements that make it %s', coalesce(l.minor, 0),
+              account, coalesce(p.minor, 0))
 FROM (
     SELECT merchant_id, currency, account, sum(amount_minor) AS minor FROM journal_entries GROUP BY 1, 2, 3
-) AS l FULL JOIN ({_DUE}) AS p USING (merchant_id, currency, account)
+) AS l FULL JOIN (
+    SELECT merchant_id, currency, account, sum(minor) AS minor FROM ({_DUE}) AS one GROUP BY 1, 2, 3
+) AS p USING (merchant_id, currency, account)
 WHERE coalesce(l.minor, 0) <> coalesce(p.minor, 0)
 """
 COUNT_CURRENCIES = """
@@ -67,6 +81,70 @@ WHERE state NOT IN ('DECLINED', 'REJECTED', 'FAILED', 'VOIDED', 'EXPIRED', 'REFU
 GROUP BY merchant_id, order_id HAVING count(*) > 1
 """
 
+# Events of months that were taken out of the database are vouched for by their archives.
+_IN_DATABASE = """EXISTS (
+    SELECT FROM payment_events AS f
+    WHERE f.merchant_id = coalesce(e.merchant_id, i.merchant_id)
+      AND f.payment_id = coalesce(e.payment_id, i.payment_id) AND f.version = 1
+)"""
+# Captures and refunds at the bank, and the items that they are. Of those that were not swept yet there is none.
+COUNT_ITEMS = "SELECT count(*) FROM settlement_items"
+ITEMS_APART = f"""
+SELECT merchant_id, payment_id,
+       format('has %s in its event %s, and the item of it is %s', coalesce(e.told, 'nothing'), version,
+              coalesce(i.told, 'missing'))
+FROM (
+    SELECT merchant_id, payment_id, payment_events.version, recorded_at,
+           format('%s %s for %s in %s', CASE type WHEN 'PaymentCaptured' THEN 'CAPTURE' ELSE 'REFUND' END,
+                  data->>'amount_minor', coalesce(data->>'fee_minor', '0'), data->>'processor_reference') AS told
+    FROM payment_events JOIN payments USING (merchant_id, payment_id)
+    WHERE type IN ('PaymentCaptured', 'PaymentRefunded') AND processor = 'bank'
+) AS e FULL JOIN (
+    SELECT merchant_id, payment_id, version,
+           format('%s %s for %s in %s', kind, amount_minor, fee_minor, bank_reference) AS told
+    FROM settlement_items
+) AS i USING (merchant_id, payment_id, version)
+WHERE e.told IS DISTINCT FROM i.told
+  AND (i.told IS NOT NULL OR e.recorded_at < (SELECT max(swept_until) FROM settlement_sweep))
+  AND {_IN_DATABASE}
+"""
+ITEMS_WITHOUT_SETTLEMENT = """
+SELECT i.merchant_id, i.settlement_id, format('has the item %s/%s and does not exist', i.payment_id, i.version)
+FROM settlement_items AS i
+LEFT JOIN settlements AS s ON s.merchant_id = i.merchant_id AND s.settlement_id = i.settlement_id
+WHERE i.settlement_id IS NOT NULL AND s.settlement_id IS NULL
+"""
+SETTLED_APART = f"""
+SELECT merchant_id, payment_id,
+       format('was told of the settlement %s of %s less %s in its event %s, and its items are %s less %s',
+              coalesce(e.settlement_id, i.settlement_id), coalesce(e.captured, 0), coalesce(e.refunded, 0), version,
+              coalesce(i.captured, 0), coalesce(i.refunded, 0))
+FROM (
+    SELECT merchant_id, payment_id, version, data->>'settlement_id' AS settlement_id,
+           (data->>'captured_minor')::bigint AS captured, (data->>'refunded_minor')::bigint AS refunded
+    FROM payment_events WHERE type = 'PaymentSettled'
+) AS e FULL JOIN (
+    SELECT merchant_id, payment_id, posted_version AS version, min(settlement_id) AS settlement_id,
+           coalesce(sum(amount_minor) FILTER (WHERE kind = 'CAPTURE'), 0) AS captured,
+           coalesce(sum(amount_minor) FILTER (WHERE kind = 'REFUND'), 0) AS refunded
+    FROM settlement_items WHERE posted_version IS NOT NULL GROUP BY 1, 2, 3
+) AS i USING (merchant_id, payment_id, version)
+WHERE (e.settlement_id, e.captured, e.refunded) IS DISTINCT FROM (i.settlement_id, i.captured, i.refunded)
+  AND {_IN_DATABASE}
+"""
+BALANCES_APART = """
+SELECT merchant_id, currency, format('has %s carried on, and settlements that make it %s', coalesce(b.minor, 0),
+                                     coalesce(s.minor, 0))
+FROM (SELECT merchant_id, currency, carried_minor AS minor FROM merchant_balances) AS b
+FULL JOIN (
+    SELECT merchant_id, currency,
+           sum(captured_minor - refunded_minor - fee_minor)
+               - coalesce(sum(payout_minor) FILTER (WHERE payout_state IN ('PLANNED', 'PAYING', 'PAID')), 0) AS minor
+    FROM settlements GROUP BY 1, 2
+) AS s USING (merchant_id, currency)
+WHERE coalesce(b.minor, 0) <> coalesce(s.minor, 0)
+"""
+
 COUNT_OPERATIONS = "SELECT count(*) FROM operations"
 OPERATIONS_PER_KEY = """
 SELECT merchant_id, key, format('is the key of %s operations: %s', count(*), string_agg(operation_id, ', '))
@@ -75,6 +153,10 @@ FROM operations WHERE key IS NOT NULL GROUP BY merchant_id, key HAVING count(*) 
 VOIDS_PER_AUTHORIZATION = """
 SELECT merchant_id, undoes, format('was let go %s times: %s', count(*), string_agg(operation_id, ', '))
 FROM operations WHERE result = 'VOIDED' GROUP BY merchant_id, undoes HAVING count(*) > 1
+"""
+OPERATIONS_SETTLED_TWICE = """
+SELECT merchant_id, operation_id, format('was settled %s times: %s', count(*), string_agg(batch_id, ', '))
+FROM settled_operations GROUP BY merchant_id, operation_id HAVING count(*) > 1
 """
 
 COUNT_SAGAS = "SELECT count(*) FROM sagas"
@@ -227,3 +309,4 @@ WAITING_PAYMENTS = (
     "SELECT count(*) FROM payments"
     " WHERE state IN ('AUTHORIZING', 'VOIDING', 'INCREMENTING', 'CAPTURING', 'REFUNDING')"
 )
+OPEN_SETTLEMENTS = "SELECT count(*) FROM settlements WHERE state <> 'COMPLETED'"

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Generic, TypeAlias
 
 from audit import queries
-from audit.invariants import INVARIANTS, B, Book, Each, OfOrders, OfPayments, Query
+from audit.invariants import INVARIANTS, B, Book, Each, OfOrders, OfPayments, OfSettlements, Query
 from audit.merge import Key
 from audit.orders import read_orders, unmoved_orders
 from audit.payments import read_payments, unmoved_payments
 from audit.report import Line, Offence, Report
+from audit.settlements import read_settlements, unmoved_settlements
 from audit.snapshot import CALLERS_FIRST, Row, Snapshot, Snapshots, check_complete, connect, open_snapshots
 
 WAIT_POLL_SECONDS = 0.2
@@ -35,11 +36,13 @@ async def run_audit(dsns: Mapping[str, str], *, wait_seconds: float = 0.0) -> Re
         await _settle(dsns, wait_seconds)
     lines = {one.name: Line(one.number, one.name, one.sentence, one.compared) for one in INVARIANTS}
     payments = [(lines[i.name], c) for i in INVARIANTS for c in i.checks if isinstance(c, OfPayments)]
+    settlements = [(lines[i.name], c) for i in INVARIANTS for c in i.checks if isinstance(c, OfSettlements)]
     orders = [(lines[i.name], c) for i in INVARIANTS for c in i.checks if isinstance(c, OfOrders)]
     async with open_snapshots(dsns) as snapshots:
         in_flight = {
             "sagas": (await snapshots["orchestrator"].fetch(queries.WAITING_SAGAS))[0][0],
             "payments": (await snapshots["payment"].fetch(queries.WAITING_PAYMENTS))[0][0],
+            "settlements": (await snapshots["payment"].fetch(queries.OPEN_SETTLEMENTS))[0][0],
         }
         try:
             # Side by side, so that we judge the one while a database thinks about the other.
@@ -47,6 +50,9 @@ async def run_audit(dsns: Mapping[str, str], *, wait_seconds: float = 0.0) -> Re
                 for snapshot in snapshots.values():
                     tasks.create_task(_query_all(snapshot, lines))
                 tasks.create_task(_judge_all(snapshots, read_payments(snapshots), payments, unmoved_payments))
+                tasks.create_task(
+                    _judge_all(snapshots, read_settlements(snapshots), settlements, unmoved_settlements)
+                )
                 tasks.create_task(_judge_all(snapshots, read_orders(snapshots), orders, unmoved_orders))
         except ExceptionGroup as several:
             raise several.exceptions[0] from None
@@ -62,7 +68,11 @@ async def _settle(dsns: Mapping[str, str], seconds: float) -> None:
     ):
         while time.monotonic() < give_up_at:
             waiting = 0
-            for connection, query in ((orders, queries.WAITING_SAGAS), (payments, queries.WAITING_PAYMENTS)):
+            for connection, query in (
+                (orders, queries.WAITING_SAGAS),
+                (payments, queries.WAITING_PAYMENTS),
+                (payments, queries.OPEN_SETTLEMENTS),
+            ):
                 row = await (await connection.execute(query.encode())).fetchone()
                 waiting += row[0] if row else 0
             if not waiting:

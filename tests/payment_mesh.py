@@ -51,6 +51,7 @@ INCREMENTING = pb.PAYMENT_STATE_INCREMENTING
 CAPTURING = pb.PAYMENT_STATE_CAPTURING
 PARTIALLY_CAPTURED = pb.PAYMENT_STATE_PARTIALLY_CAPTURED
 CAPTURED = pb.PAYMENT_STATE_CAPTURED
+SETTLED = pb.PAYMENT_STATE_SETTLED
 REFUNDING = pb.PAYMENT_STATE_REFUNDING
 PARTIALLY_REFUNDED = pb.PAYMENT_STATE_PARTIALLY_REFUNDED
 REFUNDED = pb.PAYMENT_STATE_REFUNDED
@@ -242,7 +243,7 @@ class PaymentMesh:
             match payment.state:
                 case State.AUTHORIZED | State.PARTIALLY_CAPTURED:
                     expected = ("APPROVED", reference, auth_code, "")
-                case State.CAPTURED | State.PARTIALLY_REFUNDED | State.REFUNDED:
+                case State.CAPTURED | State.SETTLED | State.PARTIALLY_REFUNDED | State.REFUNDED:
                     assert state in ("CAPTURED", "VOIDED"), f"{payment} holds something"
                     expected = (state, reference, auth_code, "")
                 case State.VOIDED | State.EXPIRED if not payment.decline_reason:
@@ -300,11 +301,25 @@ class PaymentMesh:
             for account, minor in (
                 ("holds", held),
                 ("holds_control", -held),
-                ("processor_receivable", p.captured_minor - p.refunded_minor),
+                ("processor_receivable", p.captured_minor - p.refunded_minor - p.settled_minor),
                 ("merchant_payable", p.refunded_minor + p.fee_minor - p.captured_minor),
                 ("fees", -p.fee_minor),
+                ("cash", p.settled_minor),
             ):
                 due[(p.merchant_id, p.amount.currency, account)] += minor
+        for merchant_id, currency, fee, payout, payout_state in self.on_payment(
+            "SELECT merchant_id, currency, CASE state WHEN 'SETTLING' THEN 0 ELSE processor_fee_minor END,"
+            " payout_minor, payout_state FROM settlements WHERE %s::text IN ('', merchant_id)",
+            merchant,
+        ):
+            under_way, paid = payout * (payout_state == "PAYING"), payout * (payout_state == "PAID")
+            for account, minor in (
+                ("processor_fees", fee),
+                ("merchant_payable", under_way + paid),
+                ("payouts", -under_way),
+                ("cash", -fee - paid),
+            ):
+                due[(merchant_id, currency, account)] += minor
         assert booked == {key: minor for key, minor in due.items() if minor}
 
     def _assert_announced(self, merchant: str) -> None:

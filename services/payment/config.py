@@ -37,6 +37,21 @@ class PaymentConfig(EventsConfig):
     about a minute of trying."""
     resolve_poll_ms: int = Field(default=100, ge=10)
     """How often the resolver looks for work when it found none."""
+    settle_after_seconds: float = Field(default=600.0, ge=0, le=86_400)
+    """How long after the end of a day, UTC, its settlements are made: when the last captures of the day are known."""
+    settle_look_seconds: float = Field(default=60.0, gt=0, le=3_600)
+    """How often the runner gathers what was captured and looks whether a day has to be settled."""
+    settle_poll_ms: int = Field(default=500, ge=10)
+    """How often it looks for settlements to carry on when it found none."""
+    settle_seconds: float = Field(default=15.0, gt=0, le=60)
+    """How long the bank may take over a settlement before its outcome counts as unknown: ten thousand items take it a
+    second."""
+    settle_round_seconds: float = Field(default=60.0, gt=0, le=600)
+    """Time to carry one settlement on at a go: ten thousand payments are told in some seconds. As long others leave it
+    alone, so it is also how long one rests whose process was killed."""
+    settle_clock_ahead_seconds: float = Field(default=0.0, ge=0, le=31_536_000)
+    """How far the clock by which days end goes ahead of the real one: for tests and demonstrations, which have no time
+    to wait for the night."""
     seal_folder: str = ""
     """Where checkpoints of the audit trail are written: outside of the database, and shared by all payment processes.
     Empty: events are chained and not sealed."""

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from paymesh.channel import open_channel, with_key
 from paymesh.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from paymesh.orchestrator.v1 import orchestrator_pb2_grpc
+from paymesh.payment.v1 import settlement_pb2, settlement_pb2_grpc
 
 DATABASES = ("orchestrator", "inventory", "shipping", "payment", "fraud", "bank")
 MERCHANT = "mer_audit"
@@ -101,11 +103,20 @@ async def _make_books(folder: Path) -> tuple[list[Report], dict[str, pb.Order]]:
         while not placing.done():
             reports.append(await run_audit(dsns))
         orders = await placing
+        await _settle(mesh.targets["payment"])
         with found_dsns(folder, {}) as found:
             reports.append(await run_audit(found, wait_seconds=10))
         return reports, orders
     finally:
         await mesh.stop()
+
+
+async def _settle(target: str) -> None:
+    """Settle what was captured and given back so far, while an audit looks on later."""
+    async with open_channel(target) as channel:
+        stub = settlement_pb2_grpc.SettlementServiceStub(channel)
+        day = datetime.now(UTC).date().isoformat()
+        await stub.RunSettlement(settlement_pb2.RunSettlementRequest(merchant_id=MERCHANT, date=day))
 
 
 LATER = 120
@@ -317,6 +328,98 @@ ALL = (
         },
         {"one-operation-per-key"},
         "was let go 2 times",
+    ),
+    Breakage(
+        "a capture was never settled",
+        {
+            "payment": "DELETE FROM settlement_items WHERE payment_id = '{dispatched.payment_id}';",
+        },
+        {"settled-once", "bank-settlements"},
+        "{dispatched.payment_id} has CAPTURE 1001 for 0",
+    ),
+    Breakage(
+        "a settlement has an amount that was not captured",
+        {
+            "payment": "UPDATE settlement_items SET amount_minor = amount_minor + 1"
+            " WHERE payment_id = '{dispatched.payment_id}';"
+        },
+        {"settled-once", "bank-settlements"},
+        "and payment has not",
+    ),
+    Breakage(
+        "a payment was never told of its settlement",
+        {
+            "payment": "UPDATE settlement_items SET posted_version = NULL"
+            " WHERE payment_id = '{dispatched.payment_id}';"
+        },
+        {"settled-once"},
+        "{dispatched.payment_id} was told of the settlement stl_",
+    ),
+    Breakage(
+        "items are in a settlement that does not exist",
+        {
+            "payment": "UPDATE settlement_items SET settlement_id = 'stl_ghost'"
+            " WHERE payment_id = '{dispatched.payment_id}';"
+        },
+        {"settled-once", "bank-settlements"},
+        "stl_ghost has the item {dispatched.payment_id}/",
+    ),
+    Breakage(
+        "more is carried on than settlements say",
+        {"payment": "UPDATE merchant_balances SET carried_minor = carried_minor + 5 WHERE currency = 'USD';"},
+        {"settled-once"},
+        "USD has 5 carried on",
+    ),
+    Breakage(
+        "a settlement's sum was changed",
+        {
+            "payment": "ALTER TABLE settlements DROP CONSTRAINT what_is_due_is_paid;"
+            "UPDATE settlements SET captured_minor = captured_minor + 7 WHERE currency = 'USD';"
+        },
+        {"settled-once", "bank-settlements"},
+        "and items that make it (",
+    ),
+    Breakage(
+        "a payout was booked and not made",
+        {
+            "payment": "UPDATE settlements SET payout_state = 'REFUSED' WHERE currency = 'USD';",
+        },
+        {"settled-once", "bank-settlements", "accounts"},
+        "has a payout that is REFUSED",
+    ),
+    Breakage(
+        "the bank settled an operation twice",
+        {
+            "bank": "ALTER TABLE settled_operations DROP CONSTRAINT settled_operations_pkey;"
+            "INSERT INTO settled_operations SELECT * FROM settled_operations WHERE operation_id ="
+            " (SELECT operation_id FROM operations WHERE key = '{dispatched.payment_id}/capture/3');"
+        },
+        {"one-operation-per-key", "bank-settlements"},
+        "was settled 2 times",
+    ),
+    Breakage(
+        "the bank settled less than it took",
+        {
+            "bank": "UPDATE settled_operations SET amount_minor = amount_minor - 1 WHERE operation_id ="
+            " (SELECT operation_id FROM operations WHERE key = '{dispatched.payment_id}/capture/3');"
+        },
+        {"bank-settlements"},
+        "at the bank, which moved",
+    ),
+    Breakage(
+        "the bank paid a merchant out behind our back",
+        {
+            "bank": "INSERT INTO payouts SELECT merchant_id, 'pout_ghost', 'ghost', fingerprint, 'stl_ghost',"
+            " amount_minor, currency, state, reason, booked_on, value_on, created_at FROM payouts LIMIT 1;"
+        },
+        {"bank-settlements"},
+        "stl_ghost is unknown to payment, but the bank has paid out",
+    ),
+    Breakage(
+        "the bank never paid the merchant out",
+        {"bank": "DELETE FROM payouts;"},
+        {"bank-settlements"},
+        "and at the bank nothing",
     ),
     Breakage(
         "the bank holds another amount",
@@ -758,7 +861,7 @@ def test_what_is_under_way_is_counted_and_not_judged(books: Books) -> None:
     report = json.loads(result.stdout)
     assert _violated(result) == {}
     assert result.exit_code == 0
-    assert report["in_flight"] == {"sagas": 1, "payments": 1}
+    assert report["in_flight"] == {"sagas": 1, "payments": 1, "settlements": 0}
 
 
 def test_a_parked_saga_is_told_and_no_offence(books: Books) -> None:

@@ -32,6 +32,7 @@ from services.payment.domain import (
     Move,
     Payment,
     RefusedByProcessor,
+    Share,
     State,
 )
 
@@ -69,6 +70,8 @@ class Life(RuleBasedStateMachine):
         self._record(domain.after_authorization(self.payment, Approved("auth_1", "A"), 7, LIFETIME_MS))
         # The oracle: sums, and what is under way.
         self.authorized, self.captured, self.refunded, self.settled = amount, 0, 0, 0
+        self.unsettled: list[tuple[str, int]] = []
+        self.settlements: list[tuple[int, int]] = []
         self.alive = True
         self.under_way: tuple[str, int, bool] | None = None
         self.end = ""
@@ -183,9 +186,11 @@ class Life(RuleBasedStateMachine):
             self.authorized += amount
         elif answer == "done" and what == "capture":
             self.captured += amount
+            self.unsettled.append((what, amount))
             self.alive = not final and self.captured < self.authorized
         elif answer == "done" and what == "refund":
             self.refunded += amount
+            self.unsettled.append((what, amount))
 
     @precondition(lambda self: self.stale is not None)
     @rule()
@@ -200,17 +205,41 @@ class Life(RuleBasedStateMachine):
                 done = Done("op", self.payment.pending_minor)
                 assert domain.after_movement(self.payment, self.stale, done) is None
 
-    @rule(amount=st.integers(1, 250))
-    def settle(self, amount: int) -> None:
-        decision = domain.settle(self.payment, Money(amount, "USD"), "set_1")
+    @precondition(lambda self: self.unsettled)
+    @rule(data=st.data())
+    def gather(self, data: st.DataObject) -> None:
+        """A settlement takes some of what moved, from the oldest on, and is told to the payment at some later time."""
+        count = data.draw(st.integers(1, len(self.unsettled)))
+        taken, self.unsettled = self.unsettled[:count], self.unsettled[count:]
+        captured = sum(amount for what, amount in taken if what == "capture")
+        self.settlements.append((captured, sum(amount for _, amount in taken) - captured))
+
+    @precondition(lambda self: self.settlements)
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        """Settlements are told in any order: one that would take more off than was paid has to wait for an earlier."""
+        captured, refunded = told = data.draw(st.sampled_from(self.settlements))
+        decision = domain.settle(self.payment, Share("stl_1", "batch_1", captured, refunded, "USD"))
         if self.under_way:
             assert isinstance(decision, InProgress)
-        elif amount <= self.captured - self.settled:
+        elif self.settled + captured - refunded >= 0:
             assert isinstance(decision, Event)
             self._record(decision)
-            self.settled += amount
+            self.settlements.remove(told)
+            self.settled += captured - refunded
         else:
             assert isinstance(decision, Refused)
+            assert told != self.settlements[0], "the first one never waits"
+
+    @rule(
+        captured=st.integers(0, 400), refunded=st.integers(0, 400), currency=st.sampled_from(["USD", "EUR"])
+    )
+    def settle_what_cannot_be(self, captured: int, refunded: int, currency: str) -> None:
+        wrong = currency != "USD" or captured > self.captured or refunded > self.refunded
+        wrong = wrong or not 0 <= self.settled + captured - refunded <= self.captured
+        if wrong:
+            decision = domain.settle(self.payment, Share("stl_1", "batch_1", captured, refunded, currency))
+            assert isinstance(decision, InProgress if self.under_way else Refused)
 
     @rule()
     def crash(self) -> None:
@@ -230,6 +259,10 @@ class Life(RuleBasedStateMachine):
         assert (payment.authorized_minor, payment.held_minor) == (self.authorized, self.held)
         assert (payment.captured_minor, payment.refunded_minor) == (self.captured, self.refunded)
         assert payment.settled_minor == self.settled
+        open_ = [*self.unsettled, *(("capture", c) for c, _ in self.settlements)]
+        open_ += [("refund", r) for _, r in self.settlements]
+        left = sum(amount if what == "capture" else -amount for what, amount in open_)
+        assert self.settled + left == self.captured - self.refunded, "nothing is settled twice or forgotten"
         moving = self.under_way is not None and self.under_way[0] in REQUESTS
         assert payment.pending_minor == (self.under_way[1] if moving and self.under_way else 0)
         assert 0 <= self.refunded <= self.captured <= self.authorized
@@ -477,7 +510,10 @@ def _possible(payment: Payment) -> list[Event]:
         domain.after_void(payment, payment, RefusedByProcessor("NO")),
         domain.request_void(payment, "", "s", "k"),
         domain.request_expiry(payment, late),
-        domain.settle(payment, Money(1, "USD"), "set"),
+        *(
+            domain.settle(payment, Share("stl_1", "batch_1", captured, refunded, "USD"))
+            for captured, refunded in ((1, 0), (0, 1), (1, 1))
+        ),
         *(
             REQUESTS[what](payment, _move(amount), domain.NO_FEE, "s", "k", 1)
             for what in REQUESTS

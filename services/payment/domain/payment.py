@@ -104,7 +104,7 @@ class Payment(NamedTuple):
     captured_minor: int = 0
     refunded_minor: int = 0
     settled_minor: int = 0
-    """What the processor has paid out."""
+    """What the processor has paid out, less what it took off for refunds."""
     fee_minor: int = 0
     """What the merchant was charged for the captures."""
     rest_released: bool = False

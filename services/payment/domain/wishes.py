@@ -182,18 +182,41 @@ def request_refund(
     return Event(EventType.REFUND_REQUESTED, _intent(amount_minor, wish, caller, key))
 
 
-def settle(payment: Payment, amount: Money, reference: str) -> Event | PaymeshError:
-    """Captured money was paid out by the processor. While an operation is under way it has to wait."""
+class Share(NamedTuple):
+    """What a settlement has of one payment."""
+
+    settlement_id: str
+    reference: str
+    """The processor's name of the settlement."""
+    captured_minor: int
+    refunded_minor: int
+    currency: str
+
+
+def settle(payment: Payment, share: Share) -> Event | PaymeshError:
+    """Captures and refunds of the payment were settled by the processor: it has paid the difference out, or taken it
+    off where more was given back. While an operation is under way it has to wait, and so has a refund whose capture is
+    in a settlement that the payment does not know of yet."""
     if payment.state in WAITING:
         return in_progress(payment)
-    if amount.currency != payment.amount.currency:
-        return _currency_mismatch(payment, amount)
-    due = payment.captured_minor - payment.settled_minor
-    if not 0 < amount.amount_minor <= due:
+    if share.currency != payment.amount.currency:
+        return _currency_mismatch(payment, Money(share.captured_minor, share.currency))
+    amount_minor = share.captured_minor - share.refunded_minor
+    known = share.captured_minor <= payment.captured_minor and share.refunded_minor <= payment.refunded_minor
+    if not known or not 0 <= payment.settled_minor + amount_minor <= payment.captured_minor:
         return _refused(
-            payment, "SETTLEMENT_EXCEEDS_CAPTURED", f"{amount.amount_minor} were paid out, and {due} due"
+            payment,
+            "SETTLEMENT_EXCEEDS_CAPTURED",
+            f"{share.captured_minor} and {share.refunded_minor} back were settled, on top of"
+            f" {payment.settled_minor}; {payment.captured_minor} were captured and {payment.refunded_minor} given back",
         )
-    data = {"amount_minor": amount.amount_minor, "processor_reference": reference}
+    data = {
+        "amount_minor": amount_minor,
+        "captured_minor": share.captured_minor,
+        "refunded_minor": share.refunded_minor,
+        "settlement_id": share.settlement_id,
+        "processor_reference": share.reference,
+    }
     return Event(EventType.SETTLED, data)
 
 
