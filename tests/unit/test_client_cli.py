@@ -131,6 +131,10 @@ def test_every_command_explains_itself_with_an_example(
         "product list",
         "saga list",
         "saga show",
+        "settlement items",
+        "settlement list",
+        "settlement run",
+        "settlement show",
     ],
 )
 def test_every_leaf_command_has_an_example_and_json(command: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,6 +161,9 @@ def test_every_leaf_command_has_an_example_and_json(command: str, capsys: pytest
         (["order", "replay", "/no/such/file"], "No such file"),
         (["order", "replay", "/no/such/file", "--country", "Jersey"], "expected NAME=CODE"),
         (["saga", "list", "--state", "lost"], "there is no such state"),
+        (["settlement", "run", "--date", "tomorrow"], "--date tomorrow: expected a day such as 2026-11-25"),
+        (["settlement", "list", "--to", "2026-02-30"], "--to 2026-02-30: expected a day"),
+        (["settlement", "items", "--unsettled", "--from", "today"], "goes without --from and --to"),
         (["order", "get"], "Missing argument"),
         (["order", "return", "ord_1", "--line", "a=1"], "give both --line and --amount for a part"),
         (["order", "return", "ord_1", "--amount", "1"], "give both --line and --amount for a part"),

@@ -45,6 +45,11 @@ BUILT_IN: Mapping[str, CommandSource] = {
     ),
     "product": CommandSource("paymesh.cli.product:commands", "paymesh", "Add, show and list products."),
     "saga": CommandSource("paymesh.cli.saga:commands", "paymesh", "List sagas and tell the story of one."),
+    "settlement": CommandSource(
+        "paymesh.cli.settlement:commands",
+        "paymesh",
+        "Settle days, and show what the bank has paid out and merchants were paid.",
+    ),
 }
 
 
