@@ -79,7 +79,14 @@ class OfOrders(Each[OrderBook]):
     """Judges orders."""
 
 
-Check: TypeAlias = Query | OfPayments | OfSettlements | OfOrders
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """Holds how far listeners are against how far their sources are."""
+
+    what: str
+
+
+Check: TypeAlias = Query | OfPayments | OfSettlements | OfOrders | Followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,6 +385,33 @@ INVARIANTS: tuple[Invariant, ...] = (
                 ("inventory", queries.RESERVATIONS_ANNOUNCED_APART),
                 ("shipping", queries.SHIPMENTS_ANNOUNCED_APART),
             )
+        ),
+    ),
+    Invariant(
+        9,
+        "passed-on-once",
+        "every announcement has one position in its service's log, and the log has no gaps",
+        "the outboxes with the logs",
+        tuple(
+            Query(
+                service=service,
+                counted=("events", queries.COUNT_POSITIONS),
+                offending=(queries.UNNUMBERED, queries.NUMBERED_TWICE, queries.POSITIONS_APART),
+            )
+            for service in ("orchestrator", "payment", "inventory", "shipping")
+        ),
+    ),
+    Invariant(
+        9,
+        "applied-once",
+        "every listener has applied a source's events up to one position, and is never ahead of the source",
+        "inboxes with logs",
+        (
+            Followed("listeners"),
+            *(
+                Query(service=service, offending=(), noted=queries.PARKED_EVENTS)
+                for service in ("orchestrator", "payment", "inventory", "shipping")
+            ),
         ),
     ),
 )

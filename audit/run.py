@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeAlias
 
 from audit import queries
-from audit.invariants import INVARIANTS, B, Book, Each, OfOrders, OfPayments, OfSettlements, Query
+from audit.invariants import INVARIANTS, B, Book, Each, Followed, OfOrders, OfPayments, OfSettlements, Query
 from audit.merge import Key
 from audit.orders import read_orders, unmoved_orders
 from audit.payments import read_payments, unmoved_payments
@@ -49,6 +49,9 @@ async def run_audit(dsns: Mapping[str, str], *, wait_seconds: float = 0.0) -> Re
             async with asyncio.TaskGroup() as tasks:
                 for snapshot in snapshots.values():
                     tasks.create_task(_query_all(snapshot, lines))
+                for line, check in ((lines[i.name], c) for i in INVARIANTS for c in i.checks):
+                    if isinstance(check, Followed):
+                        tasks.create_task(_follow(snapshots, check, line))
                 tasks.create_task(_judge_all(snapshots, read_payments(snapshots), payments, unmoved_payments))
                 tasks.create_task(
                     _judge_all(snapshots, read_settlements(snapshots), settlements, unmoved_settlements)
@@ -86,6 +89,25 @@ async def _query_all(snapshot: Snapshot, lines: Mapping[str, Line]) -> None:
         for check in invariant.checks:
             if isinstance(check, Query) and check.service == snapshot.service:
                 await _query(snapshot, check, lines[invariant.name])
+
+
+async def _follow(snapshots: Snapshots, check: Followed, line: Line) -> None:
+    """A listener that is behind its source is under way; one that is ahead has applied what never was."""
+    ends: dict[str, int] = {}
+    for snapshot in snapshots.values():
+        aside = (await snapshot.fetch(queries.ASIDE))[0][0]
+        line.in_flight += aside
+        for listener, source, position in await snapshot.fetch(queries.INBOXES):
+            if source not in snapshots:
+                continue
+            if source not in ends:
+                # As it is now: the snapshots are not of one moment, and logs only grow.
+                ends[source] = (await snapshots[source].fetch_present(queries.COUNT_POSITIONS))[0][0]
+            line.count(check.what, 1)
+            line.in_flight += int(position < ends[source])
+            if position > ends[source]:
+                what = f"has applied events of {source} up to {position}, and there are {ends[source]}"
+                line.offend([Offence("", listener, what)])
 
 
 async def _query(snapshot: Snapshot, check: Query, line: Line) -> None:

@@ -36,6 +36,8 @@ class Service:
     """Its port is the base port plus this."""
     calls: tuple[str, ...] = ()
     """The services it calls; it is told where they are."""
+    hears: tuple[str, ...] = ()
+    """Those whose events it reacts to; it is told where they are, too, but they need not be there before it."""
     uses_valkey: bool = False
     seals: bool = False
     """Whether it keeps an audit trail (see `trail`), and so may not change its own history (`databases`)."""
@@ -48,14 +50,27 @@ class Service:
 
 
 BANK = Service(name="bank", module="sandbox.bank", port_offset=10)
-INVENTORY = Service(name="inventory", module="services.inventory", port_offset=2, uses_valkey=True)
-SHIPPING = Service(name="shipping", module="services.shipping", port_offset=3, uses_valkey=True)
+INVENTORY = Service(
+    name="inventory",
+    module="services.inventory",
+    port_offset=2,
+    hears=("orchestrator", "payment"),
+    uses_valkey=True,
+)
+SHIPPING = Service(
+    name="shipping",
+    module="services.shipping",
+    port_offset=3,
+    hears=("orchestrator", "payment"),
+    uses_valkey=True,
+)
 FRAUD = Service(name="fraud", module="services.fraud", port_offset=4, uses_valkey=True)
 PAYMENT = Service(
     name="payment",
     module="services.payment",
     port_offset=1,
     calls=("fraud", "bank"),
+    hears=("orchestrator", "inventory", "shipping"),
     uses_valkey=True,
     seals=True,
     short=("PROCESSOR", "STRIPE_KEY", "STRIPE_URL"),
@@ -184,7 +199,10 @@ def environment_of(
     environment[f"{prefix}DATABASE_DSN"] = dsn
     environment[f"{prefix}LISTEN"] = instance.address
     environment[f"{prefix}METRICS_LISTEN"] = instance.metrics_address
-    for callee in instance.service.calls:
+    for callee in (
+        *instance.service.calls,
+        *(name for name in instance.service.hears if name in layout.targets),
+    ):
         environment.setdefault(f"{prefix}{callee.upper()}_TARGET", layout.targets[callee])
     if instance.service.uses_valkey and valkey_url is not None:
         environment.setdefault(f"{prefix}VALKEY_URL", valkey_url)

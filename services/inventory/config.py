@@ -6,4 +6,9 @@ from services.kit.config import EventsConfig
 
 
 class InventoryConfig(EventsConfig):
-    """Inventory needs nothing beyond what every service needs."""
+    """What inventory needs beyond what every service needs."""
+
+    orchestrator_target: str = ""
+    """gRPC target of the orchestrator, whose events move choreographed orders here. Empty: it is not listened to."""
+    payment_target: str = ""
+    """gRPC target of payment, whose events move choreographed orders here. Empty: it is not listened to."""

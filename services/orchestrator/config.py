@@ -26,5 +26,11 @@ class OrchestratorConfig(EventsConfig):
     takeover_pause_ms: int = Field(default=100, ge=0, le=60_000)
     """Pause between two rounds of a takeover: with the size above at most 2,000 sagas a second come on top of the
     ordinary work."""
+    choreography_seconds: float = Field(default=60.0, gt=0, le=3_600)
+    """How long a choreographed order may take. Then everything is undone that was done, or still comes: longer than any
+    service's restart and than the payment resolver needs for a lost answer."""
+    choreography_undo_seconds: float = Field(default=420.0, gt=0, le=86_400)
+    """How long it may take altogether, undos included, before a person is called: about as long as for an orchestrated
+    one."""
     sagas_active_max: int = Field(default=20_000, ge=1)
     """Sagas under way at most; past that new orders are shed. About five seconds of work, 100 MB."""

@@ -12,7 +12,7 @@ is a saga's own (facts, history, reason) is kept beside its position here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from services.orchestrator import positions
@@ -69,11 +69,14 @@ __all__ = [
     "calling",
     "ended",
     "facts",
+    "given_up",
     "next_step",
+    "observed",
     "onward",
     "order_id_of",
     "resumed",
     "saga_id_of",
+    "timed_out",
     "turned",
 ]
 
@@ -104,6 +107,9 @@ class Reason(NamedTuple):
     code: str
     message: str
 
+
+TIMED_OUT = "TIMED_OUT"
+"""Code of the reason of a saga that nobody conducts and that took too long."""
 
 _NO_FACTS: Mapping[str, Mapping[str, str]] = {}
 
@@ -243,6 +249,56 @@ def resumed(saga: Saga) -> Saga:
     """A saga as its new owner begins with it. Forward, everything is sent again: the keys make repeats harmless. Back,
     what was being called may have been done and is undone; what was being undone is undone again."""
     return saga._replace(position=positions.resumed(PLANS[saga.kind], saga.position))
+
+
+def observed(saga: Saga, attempts: Iterable[Attempt], now_ms: int) -> Saga:
+    """A saga that nobody conducts, after more of its story has become known: `attempts` in the order of their steps,
+    some of them known before. The same decisions tell where it stands; that they are carried out is others'
+    business."""
+    for attempt in attempts:
+        if saga.state.ended:
+            break
+        known = {(one.step, one.direction) for one in saga.history}
+        if (attempt.step, attempt.direction) in known:
+            continue
+        if attempt.direction is Direction.DO and (attempt.step, Direction.UNDO) in known:
+            # News of a do that has been undone since: by different ways it may come later.
+            saga = saga._replace(history=(*saga.history, attempt))
+            continue
+        saga = _settled(attempted(saga, attempt)[0], now_ms)
+    return saga
+
+
+def _settled(saga: Saga, now_ms: int) -> Saga:
+    """With every decision made that can be made."""
+    while not saga.state.ended:
+        decision = next_step(saga)
+        match decision:
+            case Call():
+                saga = calling(saga, decision)
+            case Turn():
+                saga = turned(saga, decision)
+            case Finish() | Park():
+                saga = ended(saga, decision, now_ms)
+            case Wait():
+                break
+    return saga
+
+
+def timed_out(saga: Saga, now_ms: int) -> Saga:
+    """A saga that nobody conducts and that has not come to its end in time: it turns back, and whatever was not heard
+    of counts as possibly done."""
+    waits = next((name for name, progress in saga.position.steps if progress.state is not StepState.DONE), "")
+    saga = turned(resumed(saga), Turn(waits))
+    return _settled(saga._replace(reason=Reason(waits, TIMED_OUT, "it has not ended in time")), now_ms)
+
+
+def given_up(saga: Saga, now_ms: int) -> Saga:
+    """A saga that nobody conducts and whose undos have not ended in time: a person is needed."""
+    waits = next((name for name, progress in saga.position.steps if progress.state is StepState.UNDOING), "")
+    return ended(saga, Park(waits), now_ms)._replace(
+        reason=Reason(waits, TIMED_OUT, "what was done has not been undone in time")
+    )
 
 
 def facts(saga: Saga) -> dict[str, str]:

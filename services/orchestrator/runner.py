@@ -120,10 +120,9 @@ class Engine:
         """The request that is stored with a saga of this kind."""
         return self._contracts[kind].read(stored)
 
-    @property
-    def full(self) -> bool:
-        """Whether new sagas must be shed."""
-        return len(self._active) >= self._active_max
+    def full(self, watched: int) -> bool:
+        """Whether new sagas must be shed; so many more are only watched."""
+        return len(self._active) + watched >= self._active_max
 
     def running(self, key: SagaKey) -> Running | None:
         """The saga if it is driven here."""

@@ -32,6 +32,10 @@ _COLUMNS = """merchant_id, saga_id, order_id, kind, state, steps::text, history:
     traceparent, owner_epoch"""
 
 
+NOBODY = 0
+"""Owner epoch of a saga that nobody conducts."""
+
+
 class StoredSaga(NamedTuple):
     """A saga with what it was begun with, by whom, and under which idempotency key."""
 
@@ -78,7 +82,8 @@ async def insert_sagas(tx: Transaction, sagas: Sequence[StoredSaga], references:
 
 async def save_sagas(tx: Transaction, sagas: Sequence[Saga], epoch: int) -> set[str]:
     """Write sagas as they are; returns the ids of those that `epoch` still owns and that can come to this from where
-    they stand: an end is final, and a saga that has turned back is never completed."""
+    they stand: an end is final, and a saga that has turned back is never completed. What nobody conducts (`NOBODY`) was
+    locked and read by the writer, and may turn back and end in one go."""
     rows = await tx.fetch(
         """
         UPDATE sagas AS s
@@ -89,8 +94,9 @@ async def save_sagas(tx: Transaction, sagas: Sequence[Saga], epoch: int) -> set[
              AS n (merchant_id, saga_id, state, steps, history, reason, ended_at_ms)
         WHERE s.merchant_id = n.merchant_id AND s.saga_id = n.saga_id AND s.owner_epoch = %(epoch)s
           AND s.ended_at IS NULL
-          AND s.state = CASE n.state WHEN 'COMPENSATED' THEN 'COMPENSATING' WHEN 'COMPLETED' THEN 'RUNNING'
-                                     ELSE s.state END
+          AND (s.owner_epoch = 0
+               OR s.state = CASE n.state WHEN 'COMPENSATED' THEN 'COMPENSATING' WHEN 'COMPLETED' THEN 'RUNNING'
+                                         ELSE s.state END)
         RETURNING s.saga_id
         """,
         {
@@ -246,7 +252,7 @@ async def take_over(tx: Transaction, epoch: int, limit: int) -> list[StoredSaga]
         WITH orphans AS MATERIALIZED (
             SELECT merchant_id AS orphan_merchant_id, saga_id AS orphan_saga_id FROM sagas
             WHERE state IN ('RUNNING', 'COMPENSATING')
-              AND owner_epoch NOT IN (SELECT epoch FROM instances WHERE lease_until > now())
+              AND owner_epoch <> 0 AND owner_epoch NOT IN (SELECT epoch FROM instances WHERE lease_until > now())
             LIMIT %(limit)s
             FOR NO KEY UPDATE SKIP LOCKED
         )
@@ -268,6 +274,24 @@ async def list_owned(database: Database, epoch: int, older_than_seconds: float) 
           AND created_at < now() - make_interval(secs => %(seconds)s)
         """,
         {"epoch": epoch, "seconds": older_than_seconds},
+    )
+    return [_stored(row) for row in rows]
+
+
+async def lock_overdue(
+    tx: Transaction, state: State, older_than_seconds: float, limit: int
+) -> list[StoredSaga]:
+    """Lock sagas in a state that nobody conducts and that were begun so long ago; those that somebody else works on are
+    left out."""
+    rows = await tx.fetch(
+        f"""
+        SELECT {_COLUMNS} FROM sagas
+        WHERE state IN ('RUNNING', 'COMPENSATING') AND owner_epoch = 0 AND state = %(state)s
+          AND created_at < now() - make_interval(secs => %(seconds)s)
+        LIMIT %(limit)s
+        FOR NO KEY UPDATE SKIP LOCKED
+        """,
+        {"state": state.value, "seconds": older_than_seconds, "limit": limit},
     )
     return [_stored(row) for row in rows]
 

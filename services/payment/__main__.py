@@ -6,7 +6,7 @@ from functools import partial
 
 from paymesh.payment.v1 import ledger_pb2_grpc, payment_pb2_grpc, settlement_pb2_grpc
 from services.kit.config import cannot_run
-from services.kit.events import open_bus, publish
+from services.kit.events import open_bus, publish, take_part
 from services.kit.process import Process, run
 from services.kit.rpc.client import open_channel
 from services.payment.clients import PROCESSORS, CannotRun, FraudClient, SettlementBank, open_processors
@@ -19,6 +19,7 @@ from services.payment.service import (
     LedgerService,
     PaymentService,
     SettlementService,
+    choreography,
 )
 from services.payment.service.settling import Settling, clock_of
 from services.payment.settler import Settler
@@ -44,7 +45,20 @@ async def wire(process: Process, config: PaymentConfig) -> None:
     process.serve(
         ledger_pb2_grpc.add_LedgerServiceServicer_to_server, LedgerService(process.database), LEDGER_NAME
     )
-    publish(process, "payment", open_bus(process, config.valkey_url), config)
+    bus = open_bus(process, config.valkey_url)
+    publish(process, "payment", bus, config)
+    part = choreography.part_of(service)
+    take_part(
+        process,
+        "payment",
+        bus,
+        "orchestrator",
+        config.orchestrator_target,
+        part,
+        choreography.BY_ORCHESTRATOR,
+    )
+    take_part(process, "payment", bus, "inventory", config.inventory_target, part, choreography.BY_INVENTORY)
+    take_part(process, "payment", bus, "shipping", config.shipping_target, part, choreography.BY_SHIPPING)
     if config.bank_target:
         _wire_settlement(process, config)
     process.background("resolver", resolver.run)

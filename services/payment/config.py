@@ -16,6 +16,12 @@ class PaymentConfig(EventsConfig):
     """Where new payments are authorized: a name of `clients.PROCESSORS`. Those that were begun elsewhere stay there."""
     bank_target: str = ""
     """gRPC target of the bank's gateway; empty where there is no bank."""
+    orchestrator_target: str = ""
+    """gRPC target of the orchestrator, whose events move choreographed orders here. Empty: it is not listened to."""
+    inventory_target: str = ""
+    """gRPC target of inventory, whose events move choreographed orders here. Empty: it is not listened to."""
+    shipping_target: str = ""
+    """gRPC target of shipping, whose events move choreographed orders here. Empty: it is not listened to."""
     fraud_seconds: float = Field(default=2.0, gt=0, le=30)
     """How long a fraud check may take. It answers within milliseconds or not at all."""
     bank_seconds: float = Field(default=5.0, gt=0, le=60)

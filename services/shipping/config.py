@@ -16,6 +16,10 @@ _CODE = re.compile(r"[A-Z]{2}")
 class ShippingConfig(EventsConfig):
     """What shipping needs beyond what every service needs."""
 
+    orchestrator_target: str = ""
+    """gRPC target of the orchestrator, whose events move choreographed orders here. Empty: it is not listened to."""
+    payment_target: str = ""
+    """gRPC target of payment, whose events move choreographed orders here. Empty: it is not listened to."""
     unserved_countries: Annotated[frozenset[str], NoDecode] = frozenset({"AQ", "KP"})
     """Countries to which no carrier goes, as ISO 3166-1 alpha-2 codes with commas between them, for example
     "AQ,KP". Empty: every country is served. The default names two that hardly any carrier serves."""

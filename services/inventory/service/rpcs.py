@@ -87,6 +87,7 @@ class InventoryService:
         self.ReleaseStock, self.BatchReleaseStock = release.single, release.batch
         self.CommitStock, self.BatchCommitStock = commit.single, commit.batch
         self.ReturnStock, self.BatchReturnStock = take_back.single, take_back.batch
+        self.reserving, self.releasing = reserve, release
         self._methods = (create, add, reserve, release, commit, take_back)
 
     async def drain(self) -> None:

@@ -38,11 +38,13 @@ from google.protobuf.message import Message
 from paymesh.events.v1 import events_pb2_grpc
 from services.kit.config import EventsConfig
 from services.kit.events.bus import Bus
+from services.kit.events.choreography import Part, Ways
 from services.kit.events.listener import Apply, Listener, Prepare, Received
 from services.kit.events.log import Event
 from services.kit.events.relay import Relay
 from services.kit.events.wire import NAME, EventLogService, Source
 from services.kit.process import Process
+from services.kit.rpc.client import open_channel
 
 __all__ = [
     "Apply",
@@ -56,6 +58,7 @@ __all__ = [
     "listen",
     "open_bus",
     "publish",
+    "take_part",
 ]
 
 
@@ -92,3 +95,20 @@ def listen(
     one = Listener(process.database, bus, Source(source, channel), listener, types, apply, **options)
     process.background(f"events of {source}", one.listen)
     process.background(f"events of {source} set aside", one.look_aside)
+
+
+def take_part(
+    process: Process,
+    listener: str,
+    bus: Bus | None,
+    source: str,
+    target: str,
+    part: Part,
+    ways: Ways,
+) -> None:
+    """Have a service react to the events of `source`, whose log is asked at `target`; without one it does not."""
+    if not target:
+        return
+    channel = open_channel(target, caller=listener)
+    process.closing(channel.close)
+    listen(process, listener, bus, source, channel, list(ways), part.apply, prepare=part.react(ways))

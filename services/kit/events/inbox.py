@@ -8,6 +8,7 @@ the events' effects, which makes each event once.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from services.kit.db import Database, Transaction
@@ -234,3 +235,61 @@ async def count_aside(database: Database, place: Place) -> tuple[int, int]:
         place._asdict(),
     )
     return rows[0][0], rows[0][1]
+
+
+class Parked(NamedTuple):
+    """An event that waits for a person."""
+
+    place: Place
+    event: Event
+    tries: int
+    reason: str
+    message: str
+    parked_at: datetime
+    behind: int
+    """How many events of the same aggregate wait behind it."""
+
+
+async def list_positions(database: Database) -> list[tuple[Place, int, int, int]]:
+    """How far each listener is: (place, position, events set aside, of these parked)."""
+    rows = await database.fetch(
+        """
+        SELECT i.listener, i.source, i.position, count(a.position), count(a.parked_at)
+        FROM inbox AS i LEFT JOIN events_set_aside AS a USING (listener, source)
+        GROUP BY 1, 2, 3 ORDER BY 1, 2
+        """
+    )
+    return [(Place(row[0], row[1]), row[2], row[3], row[4]) for row in rows]
+
+
+async def list_parked(database: Database, limit: int) -> list[Parked]:
+    """Events that wait for a person, those that wait longest first."""
+    rows = await database.fetch(
+        f"""
+        SELECT listener, source, {_EVENT}, tries, reason, message, parked_at, (
+            SELECT count(*) FROM events_set_aside AS b
+            WHERE b.merchant_id = a.merchant_id AND b.listener = a.listener AND b.source = a.source
+              AND b.aggregate_id = a.aggregate_id AND b.position > a.position
+        )
+        FROM events_set_aside AS a WHERE parked_at IS NOT NULL ORDER BY parked_at LIMIT %(limit)s
+        """,
+        {"limit": limit},
+    )
+    return [Parked(Place(row[0], row[1]), Event(*row[2:9]), *row[9:]) for row in rows]
+
+
+async def retry_parked(database: Database, source: str, position: int) -> int:
+    """Have parked events tried again, as if for the first time: the one at a position of a source (0 for all of it), of
+    all sources if `source` is empty. Returns how many."""
+
+    async def work(tx: Transaction) -> int:
+        return await tx.execute(
+            """
+            UPDATE events_set_aside SET parked_at = NULL, due_at = now(), tries = 0
+            WHERE parked_at IS NOT NULL AND %(source)s::text IN ('', source)
+              AND %(position)s::bigint IN (0, position)
+            """,
+            {"source": source, "position": position},
+        )
+
+    return await database.transact(work)

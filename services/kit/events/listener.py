@@ -6,6 +6,7 @@
 inbox past them. What it writes with `tx` happens once for each event, whatever dies and however often an event comes.
 What has to happen outside of a transaction first (a call to somebody, a set of commands under keys of their own) is
 done by `prepare(received)`, whose results come back as `Received.prepared`. It may be repeated, so it must bear that.
+What may only be told after the commit is told by `applied(received)`; it may be lost.
 
 Events of types that were not asked for are passed over.
 
@@ -134,6 +135,7 @@ class Listener:
         apply: Apply,
         *,
         prepare: Prepare | None = None,
+        applied: Callable[[Sequence[Received]], None] | None = None,
         tries_max: int = TRIES_MAX,
         from_now: bool = False,
     ) -> None:
@@ -144,6 +146,7 @@ class Listener:
         self._types = {cls.DESCRIPTOR.full_name: cls for cls in types}
         self._apply_to = apply
         self._prepare = prepare
+        self._applied = applied
         self._tries_max = tries_max
         self._from_now = from_now
         self._joined = False
@@ -383,11 +386,13 @@ class Listener:
         """One transaction: the effects of what is ready, the rest set aside, the inbox moved. `errors` grows by what
         turns out not to be applicable."""
 
+        todo: list[Received] = []
+
         async def work(tx: Transaction) -> None:
             position = await inbox.lock_position(tx, self._place)
             if position != cursor.stored:
                 raise _Moved(position)
-            todo = _in_turn(ready, wanted, errors, waiting)
+            todo[:] = _in_turn(ready, wanted, errors, waiting)
             if todo and (failed := await self._apply_to(tx, todo)):
                 raise _SomeFailed(failed)
             applied = {one.event.position for one in todo}
@@ -404,6 +409,8 @@ class Listener:
                 errors |= some.errors  # of events that had none: the next attempt has fewer events
         cursor.position = cursor.stored = last
         cursor.stored_at = time.monotonic()
+        if self._applied is not None:
+            self._applied(todo)
         if errors or waiting:
             self._maybe_aside = True
             self._aside.set()
@@ -465,10 +472,12 @@ class Listener:
     ) -> None:
         """One transaction: the effects of what is ready now, and what became of the rest."""
 
+        todo: list[Received] = []
+
         async def work(tx: Transaction) -> None:
-            todo = [one for one in ready if one.event.position not in errors]
-            there = await inbox.delete_aside(tx, self._place, [one.event for one in todo])
-            todo = [one for one in todo if one.event.position in there]
+            good = [one for one in ready if one.event.position not in errors]
+            there = await inbox.delete_aside(tx, self._place, [one.event for one in good])
+            todo[:] = [one for one in good if one.event.position in there]
             if todo and (failed := await self._apply_to(tx, todo)):
                 raise _SomeFailed(failed)
             left = [one for one in taken if one.event.position in errors]
@@ -488,6 +497,8 @@ class Listener:
                 break
             except _SomeFailed as some:
                 errors |= some.errors  # of events that had none: the next attempt has fewer events
+        if self._applied is not None:
+            self._applied(todo)
         for one in taken:
             if one.event.position in errors and one.tries >= self._tries_max:
                 log.error(

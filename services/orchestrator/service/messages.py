@@ -117,6 +117,11 @@ def saga_message(saga: Saga, owner_epoch: int, *, history: bool = True) -> pb.Sa
         state=STATES[saga.state],
         reason=_reason(saga.reason) if saga.reason else None,
         owner_epoch=0 if saga.state.ended else owner_epoch,
+        coordination=(
+            pb.COORDINATION_CHOREOGRAPHED
+            if saga.kind == domain.PLACE.kind and owner_epoch == store.NOBODY
+            else pb.COORDINATION_ORCHESTRATED
+        ),
         history=[_attempt(a) for a in saga.history] if history else [],
     )
     _times(message, saga)

@@ -8,9 +8,11 @@ from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from services.kit.clock import now_ms
 from services.kit.db import Transaction
 from services.kit.errors import PaymeshError, Refused
+from services.kit.outbox import announce
 from services.kit.sets import Command
 from services.orchestrator import domain, store
 from services.orchestrator.runner import Running
+from services.orchestrator.service.choreography import begun, is_choreographed
 from services.orchestrator.service.starting import running_saga, stored_saga
 
 
@@ -20,11 +22,27 @@ async def begin_placing(
     """An order for each, unless its reference is taken."""
     now = now_ms()
     runnings = [
-        running_saga(c, domain.PLACE, domain.order_id_of(c.resource_id), c.request, epoch, now) for c in fresh
+        running_saga(
+            c,
+            domain.PLACE,
+            domain.order_id_of(c.resource_id),
+            c.request,
+            store.NOBODY if is_choreographed(c.request) else epoch,
+            now,
+        )
+        for c in fresh
     ]
     stored = [stored_saga(running, command) for running, command in zip(runnings, fresh, strict=True)]
     references = [command.request.order_reference for command in fresh]
     accepted = await store.insert_sagas(tx, stored, references)
+    announce(
+        tx,
+        [
+            begun(running, row.traceparent)
+            for running, row in zip(runnings, stored, strict=True)
+            if running.epoch == store.NOBODY and running.saga.saga_id in accepted
+        ],
+    )
     return [
         running if running.saga.saga_id in accepted else _reference_exists(reference)
         for running, reference in zip(runnings, references, strict=True)

@@ -24,6 +24,8 @@ TEXT_MAX = 200
 TOKEN_MAX = 128
 POSTAL_CODE_MAX = 32
 
+_COORDINATIONS = frozenset(pb.Coordination.values())
+
 
 class Wish(NamedTuple):
     """What is wished for with a placed order."""
@@ -119,6 +121,7 @@ def plainly_good(request: pb.PlaceOrderRequest) -> bool:
         and is_country(address.country)
         and len(city) <= TEXT_MAX
         and len(postal_code) <= POSTAL_CODE_MAX
+        and request.coordination in _COORDINATIONS
         and len(streets) <= STREET_LINES_MAX
         and max(map(len, streets), default=0) <= TEXT_MAX
         # No text may have a NUL; the others of these cannot.
@@ -141,6 +144,8 @@ def check_order(request: pb.PlaceOrderRequest) -> None:
     checks.money("amount", request.amount.amount_minor, request.amount.currency)
     _payer(checks, request)
     _address(checks, request)
+    if request.coordination not in _COORDINATIONS:
+        checks.fail("coordination", f"{request.coordination} is not a way to coordinate")
     checks.done()
 
 

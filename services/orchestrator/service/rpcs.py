@@ -18,6 +18,7 @@ from services.orchestrator.clients import Payments
 from services.orchestrator.ownership import Ownership
 from services.orchestrator.runner import Engine
 from services.orchestrator.service import messages, requests
+from services.orchestrator.service.choreography import Observer
 from services.orchestrator.service.messages import STATES, saga_message
 from services.orchestrator.service.placed import BeginWith
 from services.orchestrator.service.placing import begin_placing
@@ -40,7 +41,14 @@ PAYMENT_SECONDS = 1.0
 class OrchestratorService:
     """See the contract, paymesh/orchestrator/v1/orchestrator.proto."""
 
-    def __init__(self, database: Database, engine: Engine, ownership: Ownership, payments: Payments) -> None:
+    def __init__(
+        self,
+        database: Database,
+        engine: Engine,
+        ownership: Ownership,
+        observer: Observer,
+        payments: Payments,
+    ) -> None:
         self._database = database
         self._engine = engine
         self._payments = payments
@@ -49,6 +57,7 @@ class OrchestratorService:
             database,
             engine,
             ownership,
+            observer,
             "PlaceOrder",
             messages.PLACED,
             begin_placing,
@@ -58,7 +67,9 @@ class OrchestratorService:
         def starts(kind: str, method: str) -> Starts[Wish, Any]:
             begin = BeginWith(domain.PLANS[kind])
             pack = messages.PACKS[kind]
-            return Starts(database, engine, ownership, method, pack, begin, lambda c, _: c.request.order_id)
+            return Starts(
+                database, engine, ownership, observer, method, pack, begin, lambda c, _: c.request.order_id
+            )
 
         placing = _method(place, requests.parse_order, pb.BatchPlaceOrdersResponse)
         dispatching = _method(

@@ -22,7 +22,8 @@ from services.orchestrator import domain
 from services.orchestrator.domain import Plan
 from services.orchestrator.ownership import Ownership
 from services.orchestrator.runner import Engine, Running, still_under_way
-from services.orchestrator.store import StoredSaga
+from services.orchestrator.service.choreography import Observer
+from services.orchestrator.store import NOBODY, StoredSaga
 
 FULL_RETRY_AFTER_MS = 1_000
 
@@ -37,6 +38,7 @@ class Starts(Generic[R, M]):
     database: Database
     engine: Engine
     ownership: Ownership
+    observer: Observer
     method: str
     """Scope of its idempotency keys."""
     pack: Pack[M]
@@ -48,7 +50,7 @@ class Starts(Generic[R, M]):
         self, commands: Sequence[Command[R]], deadline: Deadline
     ) -> list[Answer[M] | Failed | Pending[M]]:
         """Make the start of each saga durable, then hand it to the engine; the answer comes when it has ended."""
-        if self.engine.full:
+        if self.engine.full(len(self.observer)):
             error = Overloaded(
                 "OVERLOADED",
                 "too many orders are under way; try again later",
@@ -88,6 +90,10 @@ class Starts(Generic[R, M]):
             and running.epoch == epoch
         ]
         self.engine.drive(*driven)
+        for command, outcome in zip(commands, outcomes, strict=True):
+            watched = begun.get(command.resource_id)
+            if outcome is None and watched is not None and watched.epoch == NOBODY:
+                self.observer.expect(watched)
         results: list[Answer[M] | Failed | Pending[M]] = []
         for command, outcome in zip(commands, outcomes, strict=True):
             if outcome is not None:
@@ -95,7 +101,7 @@ class Starts(Generic[R, M]):
                 continue
             own = begun.get(command.resource_id)
             running = own or _first_with_key(command, commands, begun)
-            if running.epoch == epoch:
+            if running.epoch in (epoch, NOBODY):
                 results.append(_pending(running, replayed=own is None))
             else:
                 # The lease ran out meanwhile: whoever has it now takes this saga over.
@@ -109,7 +115,8 @@ class Starts(Generic[R, M]):
         saga_id = outcome.error.facts.get("resource_id", "")
         if not saga_id:
             return outcome
-        running = self.engine.running((command.merchant_id, saga_id))
+        key = (command.merchant_id, saga_id)
+        running = self.engine.running(key) or self.observer.running(key)
         if running is not None:
             return _pending(running, replayed=True)
         return Failed(still_under_way(self.order_id(command, saga_id)))

@@ -49,7 +49,7 @@ class PaymentService:
         self._look_again_seconds = config.resolve_first_ms / 1000
         self._lifetime_ms = int(config.authorization_seconds * 1000)
         limits = Limits(sets_in_flight_max=SETS_IN_FLIGHT_MAX)
-        self._authorizing: SetMethod[Authorize, pb.AuthorizePaymentResponse] = SetMethod(
+        self.authorizing: SetMethod[Authorize, pb.AuthorizePaymentResponse] = SetMethod(
             f"{NAME}/AuthorizePayment",
             parse=messages.authorize_wish,
             handle=self._authorize,
@@ -57,7 +57,7 @@ class PaymentService:
             id_prefix="pay",
             limits=limits,
         )
-        self._voiding: SetMethod[Void, pb.VoidPaymentResponse] = SetMethod(
+        self.voiding: SetMethod[Void, pb.VoidPaymentResponse] = SetMethod(
             f"{NAME}/VoidPayment",
             parse=messages.void_wish,
             handle=self._void,
@@ -86,10 +86,10 @@ class PaymentService:
             batch_response=pb.BatchIncrementAuthorizationsResponse,
             limits=limits,
         )
-        self.AuthorizePayment = self._authorizing.single
-        self.BatchAuthorizePayments = self._authorizing.batch
-        self.VoidPayment = self._voiding.single
-        self.BatchVoidPayments = self._voiding.batch
+        self.AuthorizePayment = self.authorizing.single
+        self.BatchAuthorizePayments = self.authorizing.batch
+        self.VoidPayment = self.voiding.single
+        self.BatchVoidPayments = self.voiding.batch
         self.CapturePayment = self._capturing.single
         self.BatchCapturePayments = self._capturing.batch
         self.RefundPayment = self._refunding.single
@@ -100,8 +100,8 @@ class PaymentService:
     async def drain(self) -> None:
         """Wait until everything accepted has been carried out."""
         for method in (
-            self._authorizing,
-            self._voiding,
+            self.authorizing,
+            self.voiding,
             self._capturing,
             self._refunding,
             self._incrementing,

@@ -64,6 +64,36 @@ refused or ran out of attempts.
 """
 Global___SagaState: _TypeAlias = SagaState  # noqa: Y015
 
+class _Coordination:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CoordinationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Coordination.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COORDINATION_UNSPECIFIED: _Coordination.ValueType  # 0
+    """As orchestrated."""
+    COORDINATION_ORCHESTRATED: _Coordination.ValueType  # 1
+    """The orchestrator calls one service after the other."""
+    COORDINATION_CHOREOGRAPHED: _Coordination.ValueType  # 2
+    """The services react to each other's events; the orchestrator watches, and
+    has everything undone if no end has come in time.
+    """
+
+class Coordination(_Coordination, metaclass=_CoordinationEnumTypeWrapper):
+    """Who leads an order through the steps that place it. The steps, their keys and
+    what the order comes to are the same either way.
+    """
+
+COORDINATION_UNSPECIFIED: Coordination.ValueType  # 0
+"""As orchestrated."""
+COORDINATION_ORCHESTRATED: Coordination.ValueType  # 1
+"""The orchestrator calls one service after the other."""
+COORDINATION_CHOREOGRAPHED: Coordination.ValueType  # 2
+"""The services react to each other's events; the orchestrator watches, and
+has everything undone if no end has come in time.
+"""
+Global___Coordination: _TypeAlias = Coordination  # noqa: Y015
+
 class _OrderState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -417,6 +447,7 @@ class Saga(_message.Message):
     HISTORY_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
+    COORDINATION_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
     """The merchant."""
     saga_id: _builtins.str
@@ -429,6 +460,8 @@ class Saga(_message.Message):
     """Where it stands."""
     owner_epoch: _builtins.int
     """Fencing epoch of the orchestrator that owns it; 0 when none does."""
+    coordination: Global___Coordination.ValueType
+    """Who leads it through its steps."""
     @_builtins.property
     def reason(self) -> Global___Reason:
         """Why it turned back or was parked; unset otherwise."""
@@ -463,10 +496,11 @@ class Saga(_message.Message):
         history: _abc.Iterable[Global___Attempt] | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
+        coordination: Global___Coordination.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "next_attempt_at", b"next_attempt_at", "reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "history", b"history", "kind", b"kind", "merchant_id", b"merchant_id", "next_attempt_at", b"next_attempt_at", "order_id", b"order_id", "owner_epoch", b"owner_epoch", "reason", b"reason", "saga_id", b"saga_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordination", b"coordination", "created_at", b"created_at", "ended_at", b"ended_at", "history", b"history", "kind", b"kind", "merchant_id", b"merchant_id", "next_attempt_at", b"next_attempt_at", "order_id", b"order_id", "owner_epoch", b"owner_epoch", "reason", b"reason", "saga_id", b"saga_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -485,12 +519,15 @@ class PlaceOrderRequest(_message.Message):
     CARD_FIELD_NUMBER: _builtins.int
     CUSTOMER_FIELD_NUMBER: _builtins.int
     SHIPPING_ADDRESS_FIELD_NUMBER: _builtins.int
+    COORDINATION_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
     """The merchant that sells, 1 to 64 characters."""
     order_reference: _builtins.str
     """The merchant's own name for the order, 0 to 64 characters. A second order
     with the same name is refused with ORDER_REFERENCE_EXISTS.
     """
+    coordination: Global___Coordination.ValueType
+    """Who leads it through its steps; the orchestrator if unset."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___OrderLine]:
         """1 to 1,000 lines."""
@@ -521,10 +558,11 @@ class PlaceOrderRequest(_message.Message):
         card: _payment_pb2.Card | None = ...,
         customer: _payment_pb2.Customer | None = ...,
         shipping_address: _shipping_pb2.Address | None = ...,
+        coordination: Global___Coordination.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "card", b"card", "customer", b"customer", "shipping_address", b"shipping_address"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "card", b"card", "customer", b"customer", "lines", b"lines", "merchant_id", b"merchant_id", "order_reference", b"order_reference", "shipping_address", b"shipping_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "card", b"card", "coordination", b"coordination", "customer", b"customer", "lines", b"lines", "merchant_id", b"merchant_id", "order_reference", b"order_reference", "shipping_address", b"shipping_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,6 +63,7 @@ class ShippingService:
         self.CreateShipment, self.BatchCreateShipments = create.single, create.batch
         self.CancelShipment, self.BatchCancelShipments = cancel.single, cancel.batch
         self.DispatchShipment, self.BatchDispatchShipments = dispatch.single, dispatch.batch
+        self.creating, self.cancelling = create, cancel
         self._methods = (create, cancel, dispatch)
 
     async def drain(self) -> None:

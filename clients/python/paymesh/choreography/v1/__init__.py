@@ -1,0 +1,1 @@
+"""Generated from the proto package paymesh.choreography.v1."""
