@@ -36,6 +36,11 @@ class CommandSource:
 
 
 BUILT_IN: Mapping[str, CommandSource] = {
+    "bank": CommandSource(
+        "paymesh.cli.bank:commands",
+        "paymesh",
+        "Fetch the sandbox bank's statements, and make errors in them.",
+    ),
     "ledger": CommandSource(
         "paymesh.cli.ledger:commands", "paymesh", "Show a merchant's accounts and their entries."
     ),

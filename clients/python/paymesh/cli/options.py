@@ -41,6 +41,11 @@ FraudTarget = Annotated[
 ]
 FRAUD_TARGET = "127.0.0.1:7104"
 
+BankTarget = Annotated[
+    str, typer.Option("--bank-target", envvar="PAYMESH_BANK_TARGET", help="Address of the sandbox bank.")
+]
+BANK_TARGET = "127.0.0.1:7110"
+
 Key = Annotated[
     str | None,
     typer.Option(

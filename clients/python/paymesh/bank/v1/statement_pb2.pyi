@@ -359,7 +359,7 @@ class ListStatementErrorsRequest(_message.Message):
     merchant_id: _builtins.str
     """Only of this merchant; empty for all."""
     page_size: _builtins.int
-    """At most so many; 0 means 1,000, which is also the most."""
+    """At most so many, up to 1,000; 0 means 100."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first."""
     def __init__(

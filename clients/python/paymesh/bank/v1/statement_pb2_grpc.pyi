@@ -27,7 +27,8 @@ class StatementServiceStub:
     of one merchant, one for each of his accounts. The opening balance is what
     the statement of the day before closed with. Reads only: the same day gives
     the same bytes, as long as no further errors are injected into it.
-    INVALID_ARGUMENT for a day to come. A day that is not over yet is told as it
+    INVALID_ARGUMENT for a day to come, NOT_FOUND, reason NO_STATEMENT, when
+    there is no such account. A day that is not over yet is told as it
     is now; should something be booked meanwhile, the call ends with
     UNAVAILABLE, reason DAY_NOT_OVER, and can be repeated.
     """
@@ -62,7 +63,8 @@ class StatementServiceServicer:
         of one merchant, one for each of his accounts. The opening balance is what
         the statement of the day before closed with. Reads only: the same day gives
         the same bytes, as long as no further errors are injected into it.
-        INVALID_ARGUMENT for a day to come. A day that is not over yet is told as it
+        INVALID_ARGUMENT for a day to come, NOT_FOUND, reason NO_STATEMENT, when
+        there is no such account. A day that is not over yet is told as it
         is now; should something be booked meanwhile, the call ends with
         UNAVAILABLE, reason DAY_NOT_OVER, and can be repeated.
         """
