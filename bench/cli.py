@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from audit.report import AuditError
-from bench import compare
+from bench import compare, ledger
 from bench.board import Board
 from bench.machine import NotDurableError, machine_facts, read_settings, revision
 from bench.phases import BATCH_SIZE_DEFAULT, CALLERS_DEFAULT, Phase, all_phases, choose, split
@@ -62,6 +62,12 @@ def bench(
     compare_tracing: Annotated[
         bool, typer.Option("--compare-tracing", help="Measure what tracing 1 % costs, and nothing else.")
     ] = False,
+    compare_ledger: Annotated[
+        bool,
+        typer.Option(
+            "--compare-ledger", help="Measure what the ledger and the chain of hashes cost, and nothing else."
+        ),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(help="File for the results.", dir_okay=False, show_default=False)
     ] = None,
@@ -80,16 +86,25 @@ def bench(
     - `paymesh bench --seconds 20 --phases floor,orders --callers 8 --batch-size 50`
 
     - `paymesh bench --compare-tracing`
+
+    - `paymesh bench --compare-ledger`
     """
     try:
         chosen = choose(all_phases(callers, batch_size), [name for name in phases.split(",") if name])
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_USAGE) from error
+    if compare_tracing and compare_ledger:
+        print(
+            "error: --compare-tracing and --compare-ledger are two measurements: one at a time",
+            file=sys.stderr,
+        )
+        raise typer.Exit(EXIT_USAGE)
     console = Console()
     try:
-        if compare_tracing:
-            result = asyncio.run(_stoppable(compare.run(console, callers, batch_size, seconds, keep=keep)))
+        if compare_tracing or compare_ledger:
+            run = compare.run if compare_tracing else ledger.run
+            result = asyncio.run(_stoppable(run(console, callers, batch_size, seconds, keep=keep)))
         else:
             options = Options(phases=chosen, seconds=seconds, trace_ratio=trace_ratio, keep=keep)
             result = asyncio.run(_stoppable(_run(console, options)))
@@ -105,7 +120,7 @@ def bench(
     except (AuditError, BenchError, NotDurableError, PaymeshCallError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_NO) from error
-    name = "tracing.json" if compare_tracing else "latest.json"
+    name = "tracing.json" if compare_tracing else "ledger.json" if compare_ledger else "latest.json"
     path = output or RESULTS / name
     write(path, result)
     console.print(f"written to {path}", highlight=False, soft_wrap=True)

@@ -49,7 +49,7 @@ async def run(
         ):
             machine = machine_facts(plain.mesh.folder.path)
             settings = await read_settings(plain.dsns)
-            without, with_tracing = await _in_turns(
+            without, with_tracing = await in_turns(
                 phase, duration, Bench(plain, board.show), Bench(traced, board.show)
             )
             board.say("checks the books")
@@ -71,9 +71,10 @@ async def run(
     }
 
 
-async def _in_turns(
+async def in_turns(
     phase: Phase, duration: Duration, plain: Bench, traced: Bench
 ) -> tuple[list[Measured], list[Measured]]:
+    """Measure one mesh and the other, `PAIRS` times."""
     without: list[Measured] = []
     with_tracing: list[Measured] = []
     for pair in range(PAIRS):
@@ -83,12 +84,13 @@ async def _in_turns(
     return without, with_tracing
 
 
-def _overall(measured: Sequence[Measured]) -> float:
+def overall(measured: Sequence[Measured]) -> float:
     """The median, so that one turn in which the machine had something else to do does not decide."""
     return statistics.median(one.per_second for one in measured)
 
 
-def _cpu_us(measured: Sequence[Measured]) -> float:
+def cpu_us(measured: Sequence[Measured]) -> float:
+    """Microseconds of processor time for one item."""
     seconds = sum(sum(one.cpu_seconds.values()) for one in measured)
     return rate(1, sum(one.done for one in measured)) * seconds * 1_000_000
 
@@ -100,15 +102,15 @@ def _told(
     spans: dict[str, int],
     problems: list[str],
 ) -> dict[str, Any]:
-    lost = loss(_overall(without), _overall(with_tracing))
+    lost = loss(overall(without), overall(with_tracing))
     shown = Table(title=f"tracing {RATIO:.0%} of the orders")
     for heading in ("", "orders/s", "cpu µs each", *(f"turn {turn + 1}" for turn in range(PAIRS))):
         shown.add_column(heading, justify="right" if heading else "left")
     for name, measured in (("off", without), ("on", with_tracing)):
         turns = [f"{one.per_second:,.0f}" for one in measured]
-        shown.add_row(name, f"{_overall(measured):,.0f}", f"{_cpu_us(measured):,.0f}", *turns)
+        shown.add_row(name, f"{overall(measured):,.0f}", f"{cpu_us(measured):,.0f}", *turns)
     console.print(shown)
-    cpu_ratio = ratio(_cpu_us(with_tracing), _cpu_us(without))
+    cpu_ratio = ratio(cpu_us(with_tracing), cpu_us(without))
     console.print(
         f"  tracing costs {lost:.1%} of the orders a second (less than {TRACING_LOSS_MAX:.0%} wanted), "
         f"processor time per order is {cpu_ratio} times as much; {sum(spans.values()):,} spans arrived",
@@ -121,8 +123,8 @@ def _told(
         "loss": round(lost, 4),
         "loss_max": TRACING_LOSS_MAX,
         "cpu_ratio": cpu_ratio,
-        "orders_per_s_without": round(_overall(without), 1),
-        "orders_per_s_with": round(_overall(with_tracing), 1),
+        "orders_per_s_without": round(overall(without), 1),
+        "orders_per_s_with": round(overall(with_tracing), 1),
         "turns_without": [one.to_json() for one in without],
         "turns_with": [one.to_json() for one in with_tracing],
         "spans": spans,

@@ -14,6 +14,9 @@ SHARES = {"p50_ms": 0.50, "p95_ms": 0.95, "p99_ms": 0.99}
 TRACING_LOSS_MAX = 0.05
 """Tracing one order in a hundred may cost less than this share of the throughput."""
 
+LEDGER_LOSS_MAX = 0.20
+"""The ledger and the chain of hashes together may cost less than this share of the authorizations a second."""
+
 
 @dataclass(frozen=True)
 class Bar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -19,13 +20,14 @@ from bench.orders import SKUS
 from bench.phases import Phase, What
 from deploy.local.mesh import EDGE, SERVICES, plan, secret_name
 from deploy.local.ports import free_base_port
-from deploy.local.stores import POSTGRES_VARIABLE, VALKEY_VARIABLE
+from deploy.local.stores import POSTGRES_VARIABLE, VALKEY_VARIABLE, EmbeddedPostgres
 from deploy.local.supervisor import Mesh
 from paymesh.channel import open_channel
 from paymesh.errors import failure_error, typed_errors
 from paymesh.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from services.edge.merchants import create as create_key
 from services.kit.db import Database
+from services.payment.store.mark import MARK
 
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 FOLDERS = (tempfile.gettempdir(), "/var/tmp")  # noqa: S108 - only ever a new folder in it, by mkdtemp
@@ -35,6 +37,7 @@ PRODUCTS_PER_CALL = 1_000
 STOCK_SECONDS_MAX = 60.0
 SECRET_WORDS = ("DSN", "KEY", "PASSWORD", "SECRET", "TOKEN", "URL")
 TRACING_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "PAYMESH_TRACE_FILE", "OTEL_TRACES_SAMPLER_ARG")
+WITHOUT_HISTORY = "PAYMESH_PAYMENT_BENCH_WITHOUT_HISTORY"
 
 _COUNTS = {
     What.ORDERS: ("orchestrator", "sagas WHERE state = 'COMPLETED' AND"),
@@ -96,6 +99,12 @@ class Subject:
                 await connection.execute(f"DROP TABLE {TABLE}".encode())
         return int(row[0]) if row else 0
 
+    async def count_entries(self) -> int:
+        """Ledger entries that payment has."""
+        async with await psycopg.AsyncConnection.connect(self.mesh.dsn("payment")) as connection:
+            row = await (await connection.execute("SELECT count(*) FROM journal_entries")).fetchone()
+            return int(row[0]) if row else 0
+
     async def made(self, merchants: Iterable[str]) -> list[Made]:
         """The payments of merchants, as earlier phases have left them."""
         dsn = self.mesh.dsn("payment")
@@ -148,10 +157,14 @@ class Subject:
 
 
 @asynccontextmanager
-async def fresh_subject(environment: Mapping[str, str], *, keep: bool = False) -> AsyncIterator[Subject]:
+async def fresh_subject(
+    environment: Mapping[str, str], *, keep: bool = False, without_history: bool = False
+) -> AsyncIterator[Subject]:
     """A mesh that serves and is stopped in the end. Its folder is removed then, unless `keep`; its logs stay where they
-    are if something went wrong."""
+    are if something went wrong. One without history has no ledger and no chain of hashes."""
     folder = Path(tempfile.mkdtemp(prefix="paymesh-bench-", dir=folder_on_disk()))
+    if without_history:
+        environment = {**environment, WITHOUT_HISTORY: mark_database(folder)}
     mesh = Mesh(folder, base_port=free_base_port(plan(SERVICES)), environment=environment)
     subject = Subject(mesh)
     try:
@@ -163,6 +176,17 @@ async def fresh_subject(environment: Mapping[str, str], *, keep: bool = False) -
             print(f"kept: {folder if keep else mesh.folder.logs}", file=sys.stderr)
         if not keep:
             remove(folder, spare="logs" if subject.keep_logs else "")
+
+
+def mark_database(folder: Path) -> str:
+    """Make payment's database, and write into its description that it is to be thrown away. Returns the secret that
+    allows payment to go without history there."""
+    secret = secrets.token_hex(16)
+    with EmbeddedPostgres(folder) as server:
+        server.create_apart("payment")
+        with psycopg.connect(server.admin_dsn, autocommit=True) as connection:
+            connection.execute(f"COMMENT ON DATABASE payment IS '{MARK}{secret}'".encode())
+    return secret
 
 
 def remove(folder: Path, *, spare: str = "") -> None:
@@ -188,6 +212,7 @@ def environment_of_subject(
 ) -> dict[str, str]:
     """Ours, so that a service's knobs can be turned, but with stores of its own and with tracing as asked for."""
     stores = {POSTGRES_VARIABLE, VALKEY_VARIABLE, "PAYMESH_FRAUD_VALKEY_URL"}
+    stores.add(WITHOUT_HISTORY)
     stores |= {f"PAYMESH_{service.name.upper()}_DATABASE_DSN" for service in SERVICES}
     environment = {
         name: value

@@ -9,6 +9,7 @@ from services.kit.config import cannot_run
 from services.kit.events import open_bus, publish, take_part
 from services.kit.process import Process, run
 from services.kit.rpc.client import open_channel
+from services.payment.bench_only import forgo_history
 from services.payment.clients import PROCESSORS, CannotRun, FraudClient, SettlementBank, open_processors
 from services.payment.config import PaymentConfig
 from services.payment.runner import Expiry, Resolver, watch_waiting
@@ -64,6 +65,8 @@ async def wire(process: Process, config: PaymentConfig) -> None:
     process.background("resolver", resolver.run)
     process.background("expiry", Expiry(process.database, config).run)
     process.background("waiting", partial(watch_waiting, process.database))
+    if config.bench_without_history:
+        await forgo_history(process.database, config.bench_without_history)
     process.background("months", partial(keep_months, process.database))
     if config.seal_folder:
         process.background("sealer", open_sealer(process.database, config).run)

@@ -58,6 +58,9 @@ class PaymentConfig(EventsConfig):
     settle_clock_ahead_seconds: float = Field(default=0.0, ge=0, le=31_536_000)
     """How far the clock by which days end goes ahead of the real one: for tests and demonstrations, which have no time
     to wait for the night."""
+    bench_without_history: str = ""
+    """For benchmarks alone: no ledger and no chain of hashes. The secret in the description of a database that
+    `paymesh bench` has made; with any other the process does not start."""
     seal_folder: str = ""
     """Where checkpoints of the audit trail are written: outside of the database, and shared by all payment processes.
     Empty: events are chained and not sealed."""

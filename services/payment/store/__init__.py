@@ -21,6 +21,7 @@ from services.payment.store.journals import (
     list_fee_plans,
     save_fee_plans,
 )
+from services.payment.store.mark import find_mark, has_history
 from services.payment.store.months import count_elsewhere, create_months
 from services.payment.store.payments import (
     Record,
@@ -97,6 +98,7 @@ __all__ = [
     "find_fee_plan",
     "find_horizon",
     "find_last_checkpoint",
+    "find_mark",
     "find_oldest_open",
     "find_oldest_unsettled",
     "find_payment",
@@ -104,6 +106,7 @@ __all__ = [
     "find_swept",
     "find_unsealed_seconds",
     "gather_items",
+    "has_history",
     "insert_checkpoint",
     "insert_entries",
     "insert_events",
