@@ -23,7 +23,8 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo up down test test-unit test-integration test-e2e test-chaos verify bench bench-audit proto proto-baseline fmt \
+.PHONY: help demo up down test test-unit test-integration test-e2e test-chaos test-month verify bench bench-audit \
+	bench-reconcile proto proto-baseline fmt \
 	lock clean
 
 help: ## List the targets
@@ -53,6 +54,9 @@ test-e2e: $(READY) ## Tests of the whole mesh
 test-chaos: $(READY) ## Tests that kill processes and lose answers
 	@$(PYTEST) tests/chaos
 
+test-month: $(READY) ## A month of 100,000 payments with 200 errors, reconciled (minutes)
+	@PAYMESH_TEST_MONTH_PAYMENTS=100000 $(BIN)/python -m pytest -q tests/integration/test_reconciler_month.py
+
 verify: $(READY) ## Lint, types, import laws, contracts, generated code, documents
 	$(PIP) check
 	$(BIN)/ruff check
@@ -70,6 +74,9 @@ bench: $(READY) ## Measure for about a minute (BENCH_SECONDS=60), write bench/re
 
 bench-audit: $(READY) ## Measure sealing and verifying a million events on one core (BENCH_EVENTS=1000000)
 	@$(BIN)/python -m bench.audit --one-core --events $(or $(BENCH_EVENTS),1000000)
+
+bench-reconcile: $(READY) ## Measure 10^4, 10^5 and 10^6 statement lines against as many items (BENCH_LINES=1000000)
+	@$(BIN)/python -m bench.reconcile $(addprefix --lines ,$(BENCH_LINES))
 
 proto: $(READY) ## Generate clients/python from proto/
 	@$(BIN)/python proto/generate.py

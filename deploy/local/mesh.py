@@ -82,6 +82,9 @@ ORCHESTRATOR = Service(
     calls=("inventory", "payment", "shipping"),
     uses_valkey=True,
 )
+RECONCILER = Service(
+    name="reconciler", module="services.reconciler", port_offset=5, calls=("payment",), uses_valkey=True
+)
 EDGE = Service(
     name="edge",
     module="services.edge",
@@ -91,7 +94,7 @@ EDGE = Service(
     speaks_http=True,
     secrets=("KEY_SECRET", "VAULT_KEY"),
 )
-SERVICES = (BANK, INVENTORY, SHIPPING, FRAUD, PAYMENT, ORCHESTRATOR, EDGE)
+SERVICES = (BANK, INVENTORY, SHIPPING, FRAUD, PAYMENT, RECONCILER, ORCHESTRATOR, EDGE)
 """In the order in which they start: whoever is called comes before its callers."""
 
 

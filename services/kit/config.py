@@ -33,6 +33,8 @@ class ServiceConfig(BaseSettings):
     that the mesh is tested with, below what fills the memory."""
     drain_seconds: float = Field(default=10.0, ge=0, le=300)
     """Time that calls in progress are given when the process is asked to stop."""
+    connection_grace_seconds: float = Field(default=60.0, ge=1)
+    """How long a call may outlive its connection's age of five minutes. Longer only where calls take longer."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

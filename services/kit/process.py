@@ -73,8 +73,11 @@ class Process:
     def serve(self, register: Callable[[Any, Any], None], servicer: Servicer, full_name: str) -> None:
         """Serve a servicer and drain it at the end; see `Server.add`."""
         if self._server is None:
-            limit = self._config.concurrent_rpcs_max
-            self._listener = self._server = Server(self._config.listen, concurrent_rpcs_max=limit)
+            self._listener = self._server = Server(
+                self._config.listen,
+                concurrent_rpcs_max=self._config.concurrent_rpcs_max,
+                connection_grace_seconds=self._config.connection_grace_seconds,
+            )
         self._server.add(register, servicer, full_name)
         self._servicers.append(servicer)
 

@@ -34,6 +34,7 @@ def test_every_service_has_its_documented_port() -> None:
         "inventory": 7102,
         "shipping": 7103,
         "fraud": 7104,
+        "reconciler": 7105,
         "edge": 7108,
         "bank": 7110,
     }

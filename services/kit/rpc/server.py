@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 CONNECTION_AGE_MS = 5 * 60 * 1000
 """Connections end after this, so that clients look names up again and see new replicas."""
-CONNECTION_AGE_GRACE_MS = 60 * 1000
+CONNECTION_GRACE_SECONDS = 60.0
+"""How long a call may outlive its connection's age, unless a service's calls take longer."""
 PING_INTERVAL_MS_MIN = 10 * 1000
 """Clients may ping this often; they do so every 30 s."""
 PENDING_CALLS_MAX = 20_000
@@ -45,7 +46,6 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
-    ("grpc.max_connection_age_grace_ms", CONNECTION_AGE_GRACE_MS),
     ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS_MIN),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.so_reuseport", 0),
@@ -101,12 +101,28 @@ def _wrap(handler: Any, name: str) -> grpc.RpcMethodHandler[Any, Any]:
 
         return grpc.unary_stream_rpc_method_handler(stream, read, handler.response_serializer)
 
+    if handler.stream_stream is not None:
+
+        async def converse(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+            async with _Observation(name, context) as observation:
+                async for response in handler.stream_stream(_readable(requests, observation), context):
+                    yield response
+
+        return grpc.stream_stream_rpc_method_handler(converse, read, handler.response_serializer)
+
     async def unary(request: Any, context: Context) -> Any:
         async with _Observation(name, context) as observation:
             observation.check(request)
             return await handler.unary_unary(request, context)
 
     return grpc.unary_unary_rpc_method_handler(unary, read, handler.response_serializer)
+
+
+async def _readable(requests: AsyncIterator[Any], observation: _Observation) -> AsyncIterator[Any]:
+    """The messages of a caller, each checked as it comes."""
+    async for request in requests:
+        observation.check(request)
+        yield request
 
 
 @functools.cache
@@ -170,12 +186,21 @@ class _Observation:
 class Server:
     """Collects servicers, then serves until it is told to drain."""
 
-    def __init__(self, listen: str, *, concurrent_rpcs_max: int) -> None:
+    def __init__(
+        self,
+        listen: str,
+        *,
+        concurrent_rpcs_max: int,
+        connection_grace_seconds: float = CONNECTION_GRACE_SECONDS,
+    ) -> None:
         self._listen = listen
         self._health = HealthServicer()
         self._names: list[str] = []
+        grace = ("grpc.max_connection_age_grace_ms", int(connection_grace_seconds * 1000))
         self._server = grpc.aio.server(
-            interceptors=[_Interceptor()], options=_OPTIONS, maximum_concurrent_rpcs=concurrent_rpcs_max
+            interceptors=[_Interceptor()],
+            options=(*_OPTIONS, grace),
+            maximum_concurrent_rpcs=concurrent_rpcs_max,
         )
 
     def add(self, register: Callable[[Any, Any], None], servicer: Any, full_name: str) -> None:

@@ -1,4 +1,4 @@
-"""The RPCs that read the ledger, and the one that says what a merchant is charged."""
+"""The RPCs that read the ledger, the one that says what a merchant is charged, and the one that corrects."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from services.kit.sets import Answer, Command, Outcome
 from services.payment import store
 from services.payment.domain import BASIS_POINTS_MAX, NO_FEE, FeePlan
 from services.payment.ledger import ACCOUNTS
+from services.payment.service.corrections import correction_method
 
 LEDGER_NAME = "paymesh.payment.v1.LedgerService"
 _SET_PLAN = "SetFeePlan"
@@ -42,10 +43,12 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             handle=self._set_plans,
             batch_response=pb.SetFeePlanResponse,
         )
+        self._correct = correction_method(database, LEDGER_NAME)
 
     async def drain(self) -> None:
         """Wait until everything accepted has been carried out."""
         await self._set_plan.drain()
+        await self._correct.drain()
 
     async def GetAccount(self, request: pb.GetAccountRequest, context: Any) -> pb.GetAccountResponse:
         checks = Checks()
@@ -95,6 +98,11 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
 
     async def SetFeePlan(self, request: pb.SetFeePlanRequest, context: Any) -> pb.SetFeePlanResponse:
         return await self._set_plan.single(request, context)
+
+    async def PostCorrection(
+        self, request: pb.PostCorrectionRequest, context: Any
+    ) -> pb.PostCorrectionResponse:
+        return await self._correct.single(request, context)
 
     async def GetFeePlan(self, request: pb.GetFeePlanRequest, context: Any) -> pb.GetFeePlanResponse:
         checks = Checks()

@@ -41,6 +41,9 @@ BUILT_IN: Mapping[str, CommandSource] = {
         "paymesh",
         "Fetch the sandbox bank's statements, and make errors in them.",
     ),
+    "case": CommandSource(
+        "paymesh.cli.case:commands", "paymesh", "Look at differences with the bank, and resolve them."
+    ),
     "ledger": CommandSource(
         "paymesh.cli.ledger:commands", "paymesh", "Show a merchant's accounts and their entries."
     ),
@@ -49,6 +52,9 @@ BUILT_IN: Mapping[str, CommandSource] = {
         "paymesh.cli.payment:commands", "paymesh", "Show, capture, refund, increment and void payments."
     ),
     "product": CommandSource("paymesh.cli.product:commands", "paymesh", "Add, show and list products."),
+    "reconcile": CommandSource(
+        "paymesh.cli.reconcile:reconcile_statements", "paymesh", "Compare bank statements with our books."
+    ),
     "saga": CommandSource("paymesh.cli.saga:commands", "paymesh", "List sagas and tell the story of one."),
     "settlement": CommandSource(
         "paymesh.cli.settlement:commands",

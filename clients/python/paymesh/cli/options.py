@@ -46,6 +46,12 @@ BankTarget = Annotated[
 ]
 BANK_TARGET = "127.0.0.1:7110"
 
+ReconcilerTarget = Annotated[
+    str,
+    typer.Option("--target", envvar="PAYMESH_RECONCILER_TARGET", help="Address of the reconciler."),
+]
+RECONCILER_TARGET = "127.0.0.1:7105"
+
 Key = Annotated[
     str | None,
     typer.Option(

@@ -115,7 +115,7 @@ class Entry(_message.Message):
     POSTED_AT_FIELD_NUMBER: _builtins.int
     journal_id: _builtins.str
     """Payment and number of the event that it books, "pay_…/2", or settlement and
-    number of its step, "stl_…/1".
+    number of its step, "stl_…/1", or a correction, "cor_…".
     """
     line: _builtins.int
     """Number of the line in its journal, from 1."""
@@ -423,3 +423,77 @@ class GetFeePlanResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetFeePlanResponse: _TypeAlias = GetFeePlanResponse  # noqa: Y015
+
+@_typing.final
+class PostCorrectionRequest(_message.Message):
+    """See PostCorrection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    DEBIT_ACCOUNT_FIELD_NUMBER: _builtins.int
+    CREDIT_ACCOUNT_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PROPOSED_BY_FIELD_NUMBER: _builtins.int
+    APPROVED_BY_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """The merchant, 1 to 64 characters."""
+    debit_account: _builtins.str
+    """The account that is debited."""
+    credit_account: _builtins.str
+    """The account that is credited; another one."""
+    reference: _builtins.str
+    """What it is about, for example a case of the reconciler: 1 to 64 characters."""
+    reason: _builtins.str
+    """Why, 1 to 1,000 characters."""
+    proposed_by: _builtins.str
+    """Who proposed it, 1 to 64 characters."""
+    approved_by: _builtins.str
+    """Who approved it, 1 to 64 characters; somebody else."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """How much."""
+
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        debit_account: _builtins.str = ...,
+        credit_account: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+        reference: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        proposed_by: _builtins.str = ...,
+        approved_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "approved_by", b"approved_by", "credit_account", b"credit_account", "debit_account", b"debit_account", "merchant_id", b"merchant_id", "proposed_by", b"proposed_by", "reason", b"reason", "reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PostCorrectionRequest: _TypeAlias = PostCorrectionRequest  # noqa: Y015
+
+@_typing.final
+class PostCorrectionResponse(_message.Message):
+    """See PostCorrection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOURNAL_ID_FIELD_NUMBER: _builtins.int
+    journal_id: _builtins.str
+    """The journal, "cor_…"."""
+    def __init__(
+        self,
+        *,
+        journal_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["journal_id", b"journal_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PostCorrectionResponse: _TypeAlias = PostCorrectionResponse  # noqa: Y015

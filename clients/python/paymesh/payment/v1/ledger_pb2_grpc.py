@@ -28,8 +28,8 @@ if _version_not_supported:
 class LedgerServiceStub:
     """Reads payment's ledger: double entry, one set of accounts per merchant and
     currency. A journal is the entries that an event of a payment books, or a step
-    of a settlement; they add up to zero in every currency, which the database
-    enforces. Entries are never changed or deleted: what turns out wrong is
+    of a settlement, or a correction; they add up to zero in every currency, which
+    the database enforces. Entries are never changed or deleted: what turns out wrong is
     reversed by another journal.
 
     Debits are positive, credits negative. The accounts:
@@ -78,13 +78,18 @@ class LedgerServiceStub:
                 request_serializer=paymesh_dot_payment_dot_v1_dot_ledger__pb2.GetFeePlanRequest.SerializeToString,
                 response_deserializer=paymesh_dot_payment_dot_v1_dot_ledger__pb2.GetFeePlanResponse.FromString,
                 _registered_method=True)
+        self.PostCorrection = channel.unary_unary(
+                '/paymesh.payment.v1.LedgerService/PostCorrection',
+                request_serializer=paymesh_dot_payment_dot_v1_dot_ledger__pb2.PostCorrectionRequest.SerializeToString,
+                response_deserializer=paymesh_dot_payment_dot_v1_dot_ledger__pb2.PostCorrectionResponse.FromString,
+                _registered_method=True)
 
 
 class LedgerServiceServicer:
     """Reads payment's ledger: double entry, one set of accounts per merchant and
     currency. A journal is the entries that an event of a payment books, or a step
-    of a settlement; they add up to zero in every currency, which the database
-    enforces. Entries are never changed or deleted: what turns out wrong is
+    of a settlement, or a correction; they add up to zero in every currency, which
+    the database enforces. Entries are never changed or deleted: what turns out wrong is
     reversed by another journal.
 
     Debits are positive, credits negative. The accounts:
@@ -143,6 +148,18 @@ class LedgerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PostCorrection(self, request, context):
+        """Posts a correction that two people have agreed on: a journal of two entries
+        on suspense, processor_receivable, processor_fees, cash or payouts. Nothing
+        that was posted before is changed. A second call with the key posts nothing
+        and returns the first answer; one with another key is another correction.
+        Refused with SAME_PERSON (who approves must not be who proposed). To take a
+        correction back, post the same with both accounts exchanged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LedgerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -171,6 +188,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     request_deserializer=paymesh_dot_payment_dot_v1_dot_ledger__pb2.GetFeePlanRequest.FromString,
                     response_serializer=paymesh_dot_payment_dot_v1_dot_ledger__pb2.GetFeePlanResponse.SerializeToString,
             ),
+            'PostCorrection': grpc.unary_unary_rpc_method_handler(
+                    servicer.PostCorrection,
+                    request_deserializer=paymesh_dot_payment_dot_v1_dot_ledger__pb2.PostCorrectionRequest.FromString,
+                    response_serializer=paymesh_dot_payment_dot_v1_dot_ledger__pb2.PostCorrectionResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'paymesh.payment.v1.LedgerService', rpc_method_handlers)
@@ -182,8 +204,8 @@ def add_LedgerServiceServicer_to_server(servicer, server):
 class LedgerService:
     """Reads payment's ledger: double entry, one set of accounts per merchant and
     currency. A journal is the entries that an event of a payment books, or a step
-    of a settlement; they add up to zero in every currency, which the database
-    enforces. Entries are never changed or deleted: what turns out wrong is
+    of a settlement, or a correction; they add up to zero in every currency, which
+    the database enforces. Entries are never changed or deleted: what turns out wrong is
     reversed by another journal.
 
     Debits are positive, credits negative. The accounts:
@@ -326,6 +348,33 @@ class LedgerService:
             '/paymesh.payment.v1.LedgerService/GetFeePlan',
             paymesh_dot_payment_dot_v1_dot_ledger__pb2.GetFeePlanRequest.SerializeToString,
             paymesh_dot_payment_dot_v1_dot_ledger__pb2.GetFeePlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PostCorrection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.payment.v1.LedgerService/PostCorrection',
+            paymesh_dot_payment_dot_v1_dot_ledger__pb2.PostCorrectionRequest.SerializeToString,
+            paymesh_dot_payment_dot_v1_dot_ledger__pb2.PostCorrectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -14,8 +14,8 @@ GRPC_VERSION: str
 class LedgerServiceStub:
     """Reads payment's ledger: double entry, one set of accounts per merchant and
     currency. A journal is the entries that an event of a payment books, or a step
-    of a settlement; they add up to zero in every currency, which the database
-    enforces. Entries are never changed or deleted: what turns out wrong is
+    of a settlement, or a correction; they add up to zero in every currency, which
+    the database enforces. Entries are never changed or deleted: what turns out wrong is
     reversed by another journal.
 
     Debits are positive, credits negative. The accounts:
@@ -54,12 +54,20 @@ class LedgerServiceStub:
     """
     GetFeePlan: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetFeePlanRequest, _ledger_pb2.GetFeePlanResponse]
     """What a merchant is charged in a currency; nothing when no plan was set."""
+    PostCorrection: _aio.UnaryUnaryMultiCallable[_ledger_pb2.PostCorrectionRequest, _ledger_pb2.PostCorrectionResponse]
+    """Posts a correction that two people have agreed on: a journal of two entries
+    on suspense, processor_receivable, processor_fees, cash or payouts. Nothing
+    that was posted before is changed. A second call with the key posts nothing
+    and returns the first answer; one with another key is another correction.
+    Refused with SAME_PERSON (who approves must not be who proposed). To take a
+    correction back, post the same with both accounts exchanged.
+    """
 
 class LedgerServiceServicer:
     """Reads payment's ledger: double entry, one set of accounts per merchant and
     currency. A journal is the entries that an event of a payment books, or a step
-    of a settlement; they add up to zero in every currency, which the database
-    enforces. Entries are never changed or deleted: what turns out wrong is
+    of a settlement, or a correction; they add up to zero in every currency, which
+    the database enforces. Entries are never changed or deleted: what turns out wrong is
     reversed by another journal.
 
     Debits are positive, credits negative. The accounts:
@@ -121,5 +129,18 @@ class LedgerServiceServicer:
         context: _aio.ServicerContext[_ledger_pb2.GetFeePlanRequest, _abc.Awaitable[_ledger_pb2.GetFeePlanResponse]],
     ) -> _abc.Awaitable[_ledger_pb2.GetFeePlanResponse]:
         """What a merchant is charged in a currency; nothing when no plan was set."""
+
+    def PostCorrection(
+        self,
+        request: _ledger_pb2.PostCorrectionRequest,
+        context: _aio.ServicerContext[_ledger_pb2.PostCorrectionRequest, _abc.Awaitable[_ledger_pb2.PostCorrectionResponse]],
+    ) -> _abc.Awaitable[_ledger_pb2.PostCorrectionResponse]:
+        """Posts a correction that two people have agreed on: a journal of two entries
+        on suspense, processor_receivable, processor_fees, cash or payouts. Nothing
+        that was posted before is changed. A second call with the key posts nothing
+        and returns the first answer; one with another key is another correction.
+        Refused with SAME_PERSON (who approves must not be who proposed). To take a
+        correction back, post the same with both accounts exchanged.
+        """
 
 def add_LedgerServiceServicer_to_server(servicer: LedgerServiceServicer, server: _aio.Server) -> None: ...

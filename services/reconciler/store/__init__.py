@@ -1,0 +1,1 @@
+"""All SQL of the reconciler. Nothing is decided here."""
