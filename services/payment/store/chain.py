@@ -16,7 +16,6 @@ async def find_chains(tx: Transaction, keys: Sequence[PaymentKey]) -> dict[Payme
         """
         SELECT merchant_id, payment_id, version, type, data::text FROM payment_events
         WHERE (merchant_id, payment_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
-          AND payment_id = ANY (%(ids)s::text[])
         ORDER BY merchant_id, payment_id, version
         """,
         {"merchants": [m for m, _ in keys], "ids": [p for _, p in keys]},

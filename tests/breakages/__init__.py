@@ -1,0 +1,14 @@
+"""What is broken by hand in the books of a mesh, invariant by invariant, and what the audit says of it."""
+
+from tests.breakages.announcements import ANNOUNCEMENTS
+from tests.breakages.answers import ANSWERS
+from tests.breakages.breakage import Breakage
+from tests.breakages.orders import ORDERS
+from tests.breakages.payments import PAYMENTS
+from tests.breakages.settlements import SETTLEMENTS
+from tests.breakages.stock import STOCK
+
+ALL = (*PAYMENTS, *SETTLEMENTS, *ORDERS, *STOCK, *ANSWERS, *ANNOUNCEMENTS)
+"""Everything."""
+
+__all__ = ["ALL", "Breakage"]
