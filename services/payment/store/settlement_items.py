@@ -143,6 +143,7 @@ async def gather_items(
         ), taken AS (
             UPDATE settlement_items SET settlement_id = %(settlement)s
             FROM next WHERE merchant_id = %(merchant)s AND payment_id = next_payment_id AND version = next_version
+              AND settlement_id IS NULL
             RETURNING kind, amount_minor, fee_minor
         )
         SELECT count(*), coalesce(sum(amount_minor) FILTER (WHERE kind = 'CAPTURE'), 0)::bigint,
