@@ -71,9 +71,8 @@ def settle(
     if as_json:
         print_json({"made": made, "settlements": [_plain(one) for one in found]})
     else:
-        console().print(
-            f"{made:,} settlements made for {wanted}" if made else f"nothing new to settle for {wanted}"
-        )
+        count = "1 settlement" if made == 1 else f"{made:,} settlements"
+        console().print(f"{count} made for {wanted}" if made else f"nothing new to settle for {wanted}")
         if found:
             console().print(_table(found))
     waiting = [one for one in found if one.state != pb.SETTLEMENT_STATE_COMPLETED]
@@ -150,27 +149,15 @@ def items(
         print_json(pb.ListSettlementItemsResponse(items=found))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in (
-        "kind",
-        "amount",
-        "bank's fee",
-        "booked",
-        "due",
-        "bank's reference",
-        "payment or settlement",
-    ):
-        table.add_column(
-            column, no_wrap=True, justify="right" if column in ("amount", "bank's fee") else "left"
-        )
+    for column in ("kind", "amount", "booked", "due", "bank's reference"):
+        table.add_column(column, no_wrap=True, justify="right" if column == "amount" else "left")
     for one in found:
         table.add_row(
-            enum_name(pb.SettlementItemKind, one.kind, "SETTLEMENT_ITEM_KIND_"),
+            enum_name(pb.SettlementItemKind, one.kind, "SETTLEMENT_ITEM_KIND_").lower(),
             show_amount(one.amount),
-            show_amount(one.processor_fee) if one.HasField("processor_fee") else "-",
             one.booked_on or "-",
             one.value_on or "-",
             Text(one.bank_reference or "-"),
-            Text(one.payment_id or one.settlement_id),
         )
     console().print(table)
 
@@ -269,24 +256,19 @@ def _progress(as_json: bool) -> Progress:
 
 def _table(found: Sequence[pb.Settlement]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("date", "merchant", "state", "captured", "refunded", "fees", "paid out", "settlement"):
-        table.add_column(column, no_wrap=True, justify="right" if column in _AMOUNTS else "left")
+    for column in ("settlement", "date", "merchant", "state"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("paid out", justify="right", no_wrap=True)
     for one in found:
         state = _state(one)
         table.add_row(
+            Text(one.settlement_id),
             one.date if one.number == 1 else f"{one.date} #{one.number}",
             Text(one.merchant_id),
             Text(state, style=_STYLES.get(state, "yellow")),
-            show_amount(one.captured),
-            show_amount(one.refunded),
-            show_amount(one.fees),
             show_amount(one.payout) if one.payout_state == pb.PAYOUT_STATE_PAID else _payout(one),
-            Text(one.settlement_id),
         )
     return table
-
-
-_AMOUNTS = ("captured", "refunded", "fees", "paid out")
 
 
 def _state(one: pb.Settlement) -> str:
@@ -302,30 +284,29 @@ def _tree(one: pb.Settlement) -> Tree:
     state = _state(one)
     heading = Text(f"settlement {one.settlement_id} ").append(state, style=_STYLES.get(state, "yellow"))
     tree = Tree(heading.append(f"  {one.date}" + (f" #{one.number}" if one.number > 1 else "")))
-    told = f", {one.items_waiting:,} of which their payments do not know yet" if one.items_waiting else ""
-    tree.add(
-        f"items    {one.items:,}: {show_amount(one.captured)} captured, {show_amount(one.refunded)} refunded{told}"
-    )
+    tree.add(f"merchant {one.merchant_id}")
+    items = f"{one.items:,}: {show_amount(one.captured)} captured, {show_amount(one.refunded)} refunded"
+    tree.add(Text(f"items    {items}"))
+    if one.items_waiting:
+        tree.add(f"waiting  {one.items_waiting:,} of them, for payments that have something else under way")
     if one.processor_reference:
-        tree.add(
-            f"bank     {show_amount(one.net)} in {one.processor_reference}, fees of {show_amount(one.processor_fees)}"
-            f" taken off; booked on {one.booked_on}, due on {one.value_on}"
-        )
-    tree.add(f"due      {show_amount(one.due)} to the merchant, fees of {show_amount(one.fees)} taken off")
+        bank = tree.add(Text(f"bank     {show_amount(one.net)} in {one.processor_reference}"))
+        bank.add(f"{show_amount(one.processor_fees)} fees taken off")
+        bank.add(f"booked on {one.booked_on}, due on {one.value_on}")
+    tree.add(Text(f"due      {show_amount(one.due)} to the merchant, {show_amount(one.fees)} fees taken off"))
     if one.brought_forward.amount_minor:
         tree.add(f"brought  {show_amount(one.brought_forward)} forward from earlier settlements")
     line = Text(f"payout   {show_amount(one.payout)} ").append(
         _payout(one), style=_STYLES.get(_payout(one), "")
     )
+    payout = tree.add(line.append(f" in {one.payout_reference}" if one.payout_reference else ""))
     if one.payout_booked_on:
-        line.append(
-            f" in {one.payout_reference}; booked on {one.payout_booked_on}, due on {one.payout_value_on}"
-        )
+        payout.add(f"booked on {one.payout_booked_on}, due on {one.payout_value_on}")
     elif one.payout_refusal:
-        line.append(f": {one.payout_refusal}; it is part of the next payout")
-    tree.add(line)
-    ended = f", completed {show_time(one.completed_at)}" if one.HasField("completed_at") else ""
-    tree.add(f"made     {show_time(one.created_at)}{ended}")
+        payout.add(Text(f"{one.payout_refusal}: it is part of the next payout"))
+    tree.add(f"made     {show_time(one.created_at)}")
+    if one.HasField("completed_at"):
+        tree.add(f"ended    {show_time(one.completed_at)}")
     return tree
 
 
