@@ -18,7 +18,7 @@ from typing import BinaryIO, cast
 from lxml import etree
 
 from services.reconciler.domain.statement import Event, Refusal
-from services.reconciler.statements.camt_entry import line_of, local_name
+from services.reconciler.statements.camt_entry import NAMES, line_of
 from services.reconciler.statements.camt_section import Section
 from services.reconciler.statements.exact import quoted
 from services.reconciler.statements.text_lines import CHUNK_BYTES, Rewound, peek, utf8_chunks, utf16_codec
@@ -28,6 +28,12 @@ SILENCE_BYTES_MAX = 4 * 1024 * 1024
 entries have some kilobytes. What is read in between is kept in memory, at up to thirty times its size."""
 
 _TAGS = ("Document", "GrpHdr", "Acct", "Bal", "TxsSummry", "TxDtls", "Ntry", "Stmt", "BkToCstmrStmt")
+_ROOTS = {"Document", "BkToCstmrStmt", "Stmt"}
+LEVELS_MAX = 256
+"""As deep as libxml2 goes."""
+_LEVELS = {"TxDtls": 2, "Ntry": 1}
+"""How many levels are cleared when an element ends. Transactions and entries come by the million, and what stands
+before them further up is cleared when their entry, or their statement, ends."""
 _NAMESPACE = re.compile(r"\{(?:.*:)?([a-z]{4}\.\d{3})\.\d{3}\.\d{2}\}")
 _DOCTYPE = re.compile(rb"<!(?:DOCTYPE|ENTITY)", re.IGNORECASE)
 
@@ -43,14 +49,14 @@ def read_camt(stream: BinaryIO | Rewound, *, name: str) -> Iterator[Event]:
         _feed(parser, chunk)
         silence_bytes += len(chunk)
         for moment, element in cast("Iterator[tuple[str, etree._Element]]", parser.read_events()):
-            local = local_name(element)
-            last = line_of(element)
+            local = NAMES[element.tag]
             if moment == "start":
-                if local == "Stmt" and section is None:
-                    statements += 1
-                    section = Section(statements, element)
-                else:
+                if local in _ROOTS:
                     _check_root(element, local)
+                    last = line_of(element)
+                    if local == "Stmt" and section is None:
+                        statements += 1
+                        section = Section(statements, element)
                 continue
             if section is not None:
                 known, events = section.ended(local, element)
@@ -60,7 +66,7 @@ def read_camt(stream: BinaryIO | Rewound, *, name: str) -> Iterator[Event]:
                 if element is section.element:
                     section = None
             silence_bytes = 0
-            _let_go(element)
+            _let_go(element, _LEVELS.get(local, LEVELS_MAX))
         if silence_bytes > SILENCE_BYTES_MAX:
             raise Refusal(
                 0,
@@ -143,13 +149,14 @@ def _check_root(element: etree._Element, local: str) -> None:
         )
 
 
-def _let_go(element: etree._Element) -> None:
-    """Frees what has been read: the inside of the element, and what stands before it on every level above."""
+def _let_go(element: etree._Element, levels: int) -> None:
+    """Frees what has been read: the inside of the element, and what stands before it, also on some levels above."""
     element.clear()
     above: etree._Element | None = element
-    while above is not None:
-        parent = above.getparent()
-        if parent is not None:
-            while above.getprevious() is not None:
-                del parent[0]
+    for _ in range(levels):
+        parent = above.getparent() if above is not None else None
+        if parent is None:
+            return
+        while parent[0] is not above:
+            del parent[0]
         above = parent

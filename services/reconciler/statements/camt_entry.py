@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from datetime import date
-from functools import cache
 from typing import NamedTuple, cast
 
 from lxml import etree
@@ -49,15 +48,21 @@ class Detail(NamedTuple):
     line: int
 
 
-@cache
-def _local(tag: str) -> str:
-    return tag.rpartition("}")[2]
+class _Names(dict[object, str]):
+    """Tag, "{namespace}Name", to local name. A look-up that misses costs a call, and one that hits does not; the names
+    of a million elements that nobody knows are not kept."""
+
+    def __missing__(self, tag: object) -> str:
+        # What has no text for a tag is an entity that was not resolved, or a comment.
+        name = tag.rpartition("}")[2] if isinstance(tag, str) else ""
+        if len(self) < NAMES_MAX:
+            self[tag] = name
+        return name
 
 
-def local_name(element: etree._Element) -> str:
-    """The name of an element without its namespace; empty for what is none, such as an entity that was not resolved."""
-    tag = element.tag
-    return _local(tag) if isinstance(tag, str) else ""
+NAMES_MAX = 2_000
+"""Tags whose local names are kept: a version of the format has some hundred."""
+NAMES = _Names()
 
 
 def line_of(element: etree._Element) -> int:
@@ -94,7 +99,7 @@ class Entry:
         fields = self.fields
         self.line = line_of(element)
         for child in element:
-            name = local_name(child)
+            name = NAMES[child.tag]
             if name in _LEAVES:
                 fields[name] = text_of(child)
             elif name == "Amt":
@@ -239,25 +244,26 @@ _CHOICES = {"Sts", "BookgDt", "ValDt"}
 
 def transaction_code(element: etree._Element) -> str:
     """The code of a `BkTxCd`: "PMNT.RCDT.ESCT" of the domain, else the bank's own."""
-    domain, own = [], ""
-    for node in element.iter():
-        name = local_name(node)
-        if name in {"Cd", "SubFmlyCd"} and (text := text_of(node)):
-            parent = node.getparent()
-            if parent is not None and local_name(parent) == "Prtry":
-                own = own or text
-            else:
-                domain.append(text)
-    return ".".join(domain) or own
+    own = ""
+    for child in element:
+        if NAMES[child.tag] == "Domn":
+            # Cd, and Fmly with Cd and SubFmlyCd.
+            found = [text_of(leaf) for node in child for leaf in (node if len(node) else (node,))]
+            code = ".".join([part for part in found if part])
+            if code:
+                return code
+        elif not own:
+            own = first_leaf(child)
+    return own
 
 
 def _note_batch(element: etree._Element, fields: dict[str, str]) -> None:
     for child in element:
-        name = local_name(child)
+        name = NAMES[child.tag]
         if name == "TxDtls":
             return
         if name == "Btch":
-            said = {local_name(node): text_of(node) for node in child}
+            said = {NAMES[node.tag]: text_of(node) for node in child}
             fields.setdefault("Btch", said.get("PmtInfId") or said.get("MsgId", ""))
 
 
@@ -265,9 +271,9 @@ def _charges(element: etree._Element) -> list[Amount]:
     """The total where it is stated, else each record that is not already in the amount; version 2 has bare records."""
     total, records = None, []
     for node in element.iter():
-        if local_name(node) == "TtlChrgsAndTaxAmt":
+        if NAMES[node.tag] == "TtlChrgsAndTaxAmt":
             total = Amount(text_of(node), node.get("Ccy", ""))
-        elif local_name(node) == "Amt" and node.getparent() is not None:
+        elif NAMES[node.tag] == "Amt" and node.getparent() is not None:
             records.append(Amount(text_of(node), node.get("Ccy", "")))
     return [total] if total is not None else records
 
@@ -278,10 +284,10 @@ def _detail(element: etree._Element) -> Detail:
     direction = kind = ""
     texts: list[str] = []
     for child in element:
-        name = local_name(child)
+        name = NAMES[child.tag]
         if name == "Refs":
             for node in child:
-                references.setdefault(local_name(node), text_of(node))
+                references.setdefault(NAMES[node.tag], text_of(node))
         elif name == "Amt":
             amount = Amount(text_of(child), child.get("Ccy", ""))
         elif name == "CdtDbtInd":
@@ -310,18 +316,18 @@ def _detail(element: etree._Element) -> Detail:
 
 def _transaction_amount(element: etree._Element) -> Amount | None:
     for child in element:
-        if local_name(child) == "TxAmt":
+        if NAMES[child.tag] == "TxAmt":
             for node in child:
-                if local_name(node) == "Amt":
+                if NAMES[node.tag] == "Amt":
                     return Amount(text_of(node), node.get("Ccy", ""))
     return None
 
 
 def _note_remittance(element: etree._Element, texts: list[str], references: dict[str, str]) -> None:
     for node in element.iter():
-        name = local_name(node)
+        name = NAMES[node.tag]
         if name == "Ustrd" and (text := text_of(node)):
-            if not _note_marked(text, references):
+            if text[0] != "/" or not _note_marked(text, references):
                 texts.append(text)
         elif name == "Ref":
             references.setdefault("creditor", text_of(node))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from lxml import etree
 
 from services.reconciler.domain.statement import Closed, Event, Opened, Refusal
-from services.reconciler.statements.camt_entry import Entry, first_leaf, line_of, local_name, text_of
+from services.reconciler.statements.camt_entry import NAMES, Entry, first_leaf, line_of, text_of
 from services.reconciler.statements.exact import currency_code, decimals, iso_date, minor_units, quoted
 
 BALANCES_MAX = 1_000
@@ -71,26 +71,26 @@ class Section:
     def _note_id(self) -> None:
         if not self._id:
             for child in self.element:
-                if local_name(child) == "Id":
+                if NAMES[child.tag] == "Id":
                     self._id = text_of(child)
                     return
 
     def _note_account(self, element: etree._Element) -> None:
         for child in element:
-            name = local_name(child)
+            name = NAMES[child.tag]
             if name == "Id":
                 # A choice of IBAN, or of another number below Othr.
-                leaves = [text_of(node) for node in child.iter() if local_name(node) in {"IBAN", "Id"}]
+                leaves = [text_of(node) for node in child.iter() if NAMES[node.tag] in {"IBAN", "Id"}]
                 self._account = "".join(next((leaf for leaf in leaves if leaf), "").split())
             elif name == "Ccy":
                 self._currency = text_of(child)
 
     def _note_summary(self, element: etree._Element) -> None:
         for child in element:
-            if local_name(child) == "TtlNtries":
+            if NAMES[child.tag] == "TtlNtries":
                 for node in child:
                     text = text_of(node)
-                    if local_name(node) == "NbOfNtries" and text.isdecimal() and len(text) <= 15:
+                    if NAMES[node.tag] == "NbOfNtries" and text.isdecimal() and len(text) <= 15:
                         self._stated_entries = int(text)
 
     def _balance(self, element: etree._Element) -> Balance:
@@ -98,10 +98,10 @@ class Section:
         code = direction = text = currency = ""
         day: date | None = None
         for child in element:
-            name = local_name(child)
+            name = NAMES[child.tag]
             try:
                 if name == "Tp":
-                    code = next((text_of(n) for n in child.iter() if local_name(n) in {"Cd", "Prtry"}), "")
+                    code = next((text_of(n) for n in child.iter() if NAMES[n.tag] in {"Cd", "Prtry"}), "")
                 elif name == "Amt":
                     text, currency = text_of(child), currency_code(child.get("Ccy", ""))
                 elif name == "CdtDbtInd":
@@ -121,8 +121,8 @@ class Section:
         return Balance(code, amount_minor if direction == "CRDT" else -amount_minor, currency, day, line)
 
     def _detail(self, element: etree._Element, parent: etree._Element | None) -> bool:
-        above = parent.getparent() if parent is not None and local_name(parent) == "NtryDtls" else parent
-        if above is None or local_name(above) != "Ntry" or above.getparent() is not self.element:
+        above = parent.getparent() if parent is not None and NAMES[parent.tag] == "NtryDtls" else parent
+        if above is None or NAMES[above.tag] != "Ntry" or above.getparent() is not self.element:
             return False
         # What stands before is let go of together with this element: note it first.
         self._current_entry().note(above, until=parent)
