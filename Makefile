@@ -67,6 +67,7 @@ verify: $(READY) ## Lint, types, import laws, contracts, generated code, documen
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/buf breaking --against proto/baseline.binpb
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python proto/document.py --check
 	$(BIN)/python -m pytest -q tests/verify
 
 bench: $(READY) ## Measure for about a minute (BENCH_SECONDS=60), write bench/results/latest.json
@@ -80,6 +81,7 @@ bench-reconcile: $(READY) ## Measure 10^4, 10^5 and 10^6 statement lines against
 
 proto: $(READY) ## Generate clients/python from proto/
 	@$(BIN)/python proto/generate.py
+	@$(BIN)/python proto/document.py
 
 proto-baseline: $(READY) ## Accept the contracts as they are: later ones may not break them
 	@$(BIN)/buf build --exclude-source-info --output proto/baseline.binpb

@@ -38,6 +38,7 @@ from bench.tally import Tally
 
 PREBUILT_PER_SECOND = {
     What.ORDERS: 6_000,
+    What.CHOREOGRAPHED_ORDERS: 6_000,
     What.AUTHORIZATIONS: 15_000,
     What.CAPTURES: 15_000,
     What.REFUNDS: 15_000,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.movements import Movers
@@ -54,19 +54,22 @@ class Method:
         return name
 
 
+_ORDERS = Method(
+    single_path="/paymesh.orchestrator.v1.OrchestratorService/PlaceOrder",
+    batch_path="/paymesh.orchestrator.v1.OrchestratorService/BatchPlaceOrders",
+    request=orchestrator_pb2.PlaceOrderRequest,
+    response=orchestrator_pb2.PlaceOrderResponse,
+    batch_request=orchestrator_pb2.BatchPlaceOrdersRequest,
+    batch_response=orchestrator_pb2.BatchPlaceOrdersResponse,
+    fill=Buyers.fill_order,
+    state_of=lambda response: response.order.state,
+    wanted=orchestrator_pb2.SAGA_STATE_COMPLETED,
+    states=orchestrator_pb2.SagaState,
+)
+
 METHODS = {
-    What.ORDERS: Method(
-        single_path="/paymesh.orchestrator.v1.OrchestratorService/PlaceOrder",
-        batch_path="/paymesh.orchestrator.v1.OrchestratorService/BatchPlaceOrders",
-        request=orchestrator_pb2.PlaceOrderRequest,
-        response=orchestrator_pb2.PlaceOrderResponse,
-        batch_request=orchestrator_pb2.BatchPlaceOrdersRequest,
-        batch_response=orchestrator_pb2.BatchPlaceOrdersResponse,
-        fill=Buyers.fill_order,
-        state_of=lambda response: response.order.state,
-        wanted=orchestrator_pb2.SAGA_STATE_COMPLETED,
-        states=orchestrator_pb2.SagaState,
-    ),
+    What.ORDERS: _ORDERS,
+    What.CHOREOGRAPHED_ORDERS: replace(_ORDERS, fill=Buyers.fill_choreographed),
     What.AUTHORIZATIONS: Method(
         single_path="/paymesh.payment.v1.PaymentService/AuthorizePayment",
         batch_path="/paymesh.payment.v1.PaymentService/BatchAuthorizePayments",

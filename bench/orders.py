@@ -54,6 +54,11 @@ class Buyers:
         address.country = country
         return f"order-{number}"
 
+    def fill_choreographed(self, request: orchestrator_pb2.PlaceOrderRequest) -> str:
+        """The same for one that the services place by themselves."""
+        request.coordination = orchestrator_pb2.COORDINATION_CHOREOGRAPHED
+        return self.fill_order(request)
+
     def fill_authorization(self, request: payment_pb2.AuthorizePaymentRequest) -> str:
         """Write the next authorization into an empty request; returns its idempotency key."""
         number, merchant, currency = self._draw()

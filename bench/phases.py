@@ -25,6 +25,7 @@ class What(StrEnum):
     """What is sent."""
 
     ORDERS = "orders"
+    CHOREOGRAPHED_ORDERS = "choreographed_orders"
     AUTHORIZATIONS = "authorizations"
     ROWS = "rows"
     CALLS = "calls"
@@ -119,6 +120,15 @@ def all_phases(callers: int = CALLERS_DEFAULT, batch_size: int = BATCH_SIZE_DEFA
             callers=512,
             channels=4,
             weight=10,
+        ),
+        Phase(
+            name="choreographed_orders",
+            title=f"choreographed, {callers} x {batch_size}",
+            what=What.CHOREOGRAPHED_ORDERS,
+            callers=callers,
+            batch_size=batch_size,
+            channels=2,
+            weight=8,
         ),
         Phase(
             name="authorizations",

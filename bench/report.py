@@ -34,6 +34,7 @@ class Bar:
 BARS = (
     Bar("orders_per_s", 2_500),
     Bar("orders_p95_ms", 500, at_most=True),
+    Bar("choreographed_orders_per_order", 0.5),
     Bar("orders_64_callers_per_s", 700),
     Bar("orders_512_callers_per_s", 1_200),
     Bar("idle_order_p50_ms", 30, at_most=True),
@@ -179,6 +180,8 @@ def headline(measured: Sequence[Measured]) -> dict[str, float | None]:
     for name in ("orders", "authorizations"):
         if (per_second := figures.get(f"{name}_per_s")) is not None:
             figures[f"{name}_per_floor_row"] = ratio(per_second, floor)
+    if figures.get("orders_per_s") and (danced := figures.get("choreographed_orders_per_s")) is not None:
+        figures["choreographed_orders_per_order"] = ratio(danced, figures["orders_per_s"] or 0.0)
     bare = figures.get("floor_calls_per_s")
     for name in ("orders_64_callers", "orders_512_callers"):
         if bare and (per_second := figures.get(f"{name}_per_s")) is not None:

@@ -57,7 +57,7 @@ class Bench:
             merchants = tuple(f"mer_{phase.name}_{number}_{one}" for one in range(MERCHANTS_PER_PHASE))
             warm_up = tuple(f"mer_{phase.name}_{number}_warm_up_{one}" for one in range(2))
         self.merchants[phase.name] = merchants, warm_up
-        if phase.what is What.ORDERS:
+        if phase.what in (What.ORDERS, What.CHOREOGRAPHED_ORDERS):
             await self.subject.stock(merchants + warm_up)
         task = Task(
             what=phase.what,

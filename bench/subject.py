@@ -41,6 +41,7 @@ WITHOUT_HISTORY = "PAYMESH_PAYMENT_BENCH_WITHOUT_HISTORY"
 
 _COUNTS = {
     What.ORDERS: ("orchestrator", "sagas WHERE state = 'COMPLETED' AND"),
+    What.CHOREOGRAPHED_ORDERS: ("orchestrator", "sagas WHERE state = 'COMPLETED' AND"),
     What.AUTHORIZATIONS: ("payment", "payments WHERE state = 'AUTHORIZED' AND"),
     What.CAPTURES: ("payment", "payments WHERE state = 'CAPTURED' AND"),
     What.REFUNDS: ("payment", "payments WHERE state = 'REFUNDED' AND"),

@@ -62,7 +62,7 @@ def parked(data: Data = DATA, as_json: Json = False) -> None:
 def retry(
     source: Annotated[str, typer.Argument(metavar="[SOURCE]", help="Who announced it.")] = "",
     position: Annotated[
-        int, typer.Argument(metavar="[POSITION]", min=1, help="Its position; all of the source by default.")
+        int, typer.Argument(metavar="[POSITION]", min=0, help="Its position; all of the source by default.")
     ] = 0,
     all_sources: Annotated[bool, typer.Option("--all", help="Everything that is parked.")] = False,
     data: Data = DATA,

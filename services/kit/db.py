@@ -112,12 +112,14 @@ class Sent:
 class Transaction:
     """What a transaction's work gets to talk to the database."""
 
-    __slots__ = ("_session", "announces")
+    __slots__ = ("_session", "announces", "urgent")
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self.announces = False
         """Whether something was appended to the outbox."""
+        self.urgent = False
+        """Whether somebody waits for what follows from it."""
 
     def later(self, sql: str, params: Params | None = None) -> Sent:
         """A statement whose answer nobody needs yet: it leaves, in its turn, with the next one that is waited for, or
@@ -137,8 +139,9 @@ class Database:
     """A pool of connections to one database."""
 
     def __init__(self, dsn: str, *, pool_size_max: int) -> None:
-        self.on_announced: Callable[[], None] | None = None
-        """Called after a transaction that announced something was committed: a hint for the relay, no more."""
+        self.on_announced: Callable[[bool], None] | None = None
+        """Called after a transaction that announced something was committed, with whether it is urgent: a hint for the
+        relay, no more."""
         self._outliving: set[asyncio.Task[None]] = set()
         self._pool: AsyncConnectionPool[Session] = AsyncConnectionPool(
             dsn,
@@ -295,7 +298,7 @@ async def _once(
     work: Callable[[Transaction], Awaitable[T]],
     until: Deadline,
     plan_anew: bool,
-    on_announced: Callable[[], None] | None,
+    on_announced: Callable[[bool], None] | None,
 ) -> T:
     timeout_ms = max(STATEMENT_FLOOR_MS, int(until.remaining() * 1000))
     committing = False
@@ -311,7 +314,7 @@ async def _once(
         committing = True
         await _commit(session, until.remaining() + GRACE_SECONDS)
         if tx.announces and on_announced is not None:
-            on_announced()
+            on_announced(tx.urgent)
         return result
     except _CommitLeft:
         raise

@@ -37,12 +37,14 @@ class Announcement(NamedTuple):
     traceparent: str = ""
 
 
-def announce(tx: Transaction, announcements: Sequence[Announcement]) -> None:
-    """Append to the outbox, in order."""
+def announce(tx: Transaction, announcements: Sequence[Announcement], *, urgent: bool = False) -> None:
+    """Append to the outbox, in order. `urgent` is for what somebody waits for: it is not held back to gather
+    company."""
     if not announcements:
         return
     events = [_packed(a.event) for a in announcements]
     tx.announces = True
+    tx.urgent = tx.urgent or urgent
     tx.later(
         _APPEND,
         {

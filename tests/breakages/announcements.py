@@ -40,4 +40,16 @@ ANNOUNCEMENTS = (
         {"announced-once"},
         "{good.order_id} was announced as paymesh.orchestrator.v1.OrderPlaced 2 times, 1 due",
     ),
+    Breakage(
+        "the relay has passed over an announcement",
+        {"orchestrator": "UPDATE event_batches SET outbox_ids = outbox_ids[2:] WHERE first_position = 1;"},
+        {"passed-on-once"},
+        "and was passed over by the relay",
+    ),
+    Breakage(
+        "a listener has applied what never was",
+        {"shipping": "UPDATE inbox SET position = position + 1000000;"},
+        {"applied-once"},
+        "shipping has applied events of",
+    ),
 )

@@ -250,7 +250,7 @@ async def test_an_event_that_cannot_be_applied_holds_up_its_own_aggregate_alone(
 async def test_a_poison_event_is_parked_and_applied_when_somebody_says_so(
     producer: Producer, effects: Effects, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.kit.events.listener.WAITS.__class__.delay_ms", lambda *_: 1)
+    monkeypatch.setattr("services.kit.events.handling.WAITS.__class__.delay_ms", lambda *_: 1)
     effects.breaks = lambda aggregate, number: (aggregate, number) == ("ill", 1)
     async with relaying(producer, url), listening(producer, effects, url, tries_max=3):
         await producer.announce("well", "ill", "ill", "well")

@@ -39,7 +39,8 @@ from paymesh.events.v1 import events_pb2_grpc
 from services.kit.config import EventsConfig
 from services.kit.events.bus import Bus
 from services.kit.events.choreography import Part, Ways
-from services.kit.events.listener import Apply, Listener, Prepare, Received
+from services.kit.events.handling import Apply, Prepare, Received
+from services.kit.events.listener import Listener
 from services.kit.events.log import Event
 from services.kit.events.relay import Relay
 from services.kit.events.wire import NAME, EventLogService, Source

@@ -23,7 +23,7 @@ from services.kit.clock import now_ms
 from services.kit.db import Transaction
 from services.kit.deadline import Deadline
 from services.kit.errors import Kind, PaymeshError
-from services.kit.events.listener import Prepare, Received
+from services.kit.events.handling import Prepare, Received
 from services.kit.outbox import Announcement, announce
 from services.kit.rpc.method import Item, SetMethod
 from services.kit.rpc.values import write_timestamp
@@ -88,7 +88,7 @@ class Part:
 
     async def apply(self, tx: Transaction, received: Sequence[Received]) -> None:
         """For a `Listener`: announce what the commands came to."""
-        announce(tx, [self._announcement(one) for one in received])
+        announce(tx, [self._announcement(one) for one in received], urgent=True)
 
     def undo_key(self, slip: pb.Slip) -> str:
         """Idempotency key of the undo."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Container, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import grpc.aio
 
@@ -104,14 +104,41 @@ def read(messages: Iterable[pb.Event]) -> list[Event]:
     ]
 
 
-def pack(source: str, events: Iterable[Event]) -> bytes:
+def pack(source: str, events: Sequence[Event]) -> bytes:
     """An entry of the bus."""
-    message = pb.EventSet(source=source)
+    message = pb.EventSet(source=source, types=sorted({event.type for event in events}))
     write(message.events, events)
     return message.SerializeToString()
 
 
-def unpack(body: bytes) -> tuple[str, list[Event]]:
-    """The source and the events of an entry. Raises DecodeError."""
+class Run(NamedTuple):
+    """Events that follow each other."""
+
+    first: int
+    last: int
+    events: Sequence[Event]
+    """Empty where none of them is of interest."""
+
+
+def unpack(body: bytes, source: str, types: Container[str]) -> list[Run]:
+    """What an entry of `source` carries for somebody who is interested in `types`. Raises DecodeError. To look at each
+    event takes longer than all the rest, so it is only done where there may be one for us."""
     message = pb.EventSet.FromString(body)
-    return message.source, read(message.events)
+    found = message.events
+    if message.source != source or not found:
+        return []
+    first, last = found[0].position, found[-1].position
+    if last - first + 1 == len(found) and message.types and not any(one in types for one in message.types):
+        return [Run(first, last, ())]
+    return runs(read(found))
+
+
+def runs(events: Iterable[Event]) -> list[Run]:
+    """Events in order, each once, cut where one is missing."""
+    by_position = {event.position: event for event in events}
+    found: list[list[Event]] = []
+    for position in sorted(by_position):
+        if not found or position != found[-1][-1].position + 1:
+            found.append([])
+        found[-1].append(by_position[position])
+    return [Run(one[0].position, one[-1].position, one) for one in found]

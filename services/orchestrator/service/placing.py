@@ -42,6 +42,7 @@ async def begin_placing(
             for running, row in zip(runnings, stored, strict=True)
             if running.epoch == store.NOBODY and running.saga.saga_id in accepted
         ],
+        urgent=True,
     )
     return [
         running if running.saga.saga_id in accepted else _reference_exists(reference)

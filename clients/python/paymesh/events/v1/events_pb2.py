@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epaymesh/events/v1/events.proto\x12\x11paymesh.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n\x11ListEventsRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x03\x12\r\n\x05limit\x18\x02 \x01(\x05\"p\n\x12ListEventsResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.paymesh.events.v1.Event\x12\x17\n\x0fnewest_position\x18\x02 \x01(\x03\x12\x17\n\x0foldest_position\x18\x03 \x01(\x03\"\xaa\x01\n\x05\x45vent\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x13\n\x0bmerchant_id\x18\x02 \x01(\t\x12\x14\n\x0c\x61ggregate_id\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x30\n\x0c\x61nnounced_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x08\x45ventSet\x12\x0e\n\x06source\x18\x01 \x01(\t\x12(\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x18.paymesh.events.v1.Event2l\n\x0f\x45ventLogService\x12Y\n\nListEvents\x12$.paymesh.events.v1.ListEventsRequest\x1a%.paymesh.events.v1.ListEventsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epaymesh/events/v1/events.proto\x12\x11paymesh.events.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n\x11ListEventsRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x03\x12\r\n\x05limit\x18\x02 \x01(\x05\"p\n\x12ListEventsResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.paymesh.events.v1.Event\x12\x17\n\x0fnewest_position\x18\x02 \x01(\x03\x12\x17\n\x0foldest_position\x18\x03 \x01(\x03\"\xaa\x01\n\x05\x45vent\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x13\n\x0bmerchant_id\x18\x02 \x01(\t\x12\x14\n\x0c\x61ggregate_id\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x30\n\x0c\x61nnounced_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"S\n\x08\x45ventSet\x12\x0e\n\x06source\x18\x01 \x01(\t\x12(\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x18.paymesh.events.v1.Event\x12\r\n\x05types\x18\x03 \x03(\t2l\n\x0f\x45ventLogService\x12Y\n\nListEvents\x12$.paymesh.events.v1.ListEventsRequest\x1a%.paymesh.events.v1.ListEventsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,7 +39,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENT']._serialized_start=252
   _globals['_EVENT']._serialized_end=422
   _globals['_EVENTSET']._serialized_start=424
-  _globals['_EVENTSET']._serialized_end=492
-  _globals['_EVENTLOGSERVICE']._serialized_start=494
-  _globals['_EVENTLOGSERVICE']._serialized_end=602
+  _globals['_EVENTSET']._serialized_end=507
+  _globals['_EVENTLOGSERVICE']._serialized_start=509
+  _globals['_EVENTLOGSERVICE']._serialized_end=617
 # @@protoc_insertion_point(module_scope)
