@@ -120,6 +120,16 @@ async def test_runs_at_once_take_every_item_once(database: Database, dsn: str) -
             assert found == (number, 3 * number, -100 * (number - 1))
 
 
+async def test_what_another_processor_took_is_no_item_here(database: Database, dsn: str) -> None:
+    settling, merchant = _settling(database, dsn), f"other{next(_numbers)}"
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        _clock[0] += timedelta(seconds=1)
+        _move(connection, merchant, "GBP", _clock[0], 100, 0)
+        connection.execute("UPDATE payments SET processor = 'stripe' WHERE merchant_id = %s", (merchant,))
+        await settling.sweep()
+        assert await settling.settle_day(merchant, _clock[0].date()) == 0
+
+
 MOVES = st.tuples(
     st.just("move"),
     st.sampled_from("ab"),
