@@ -30,7 +30,7 @@ FROM payment_events ORDER BY merchant_id/*bytes*/, payment_id/*bytes*/, version
 """
 _ENTRIES = """
 SELECT merchant_id, split_part(journal_id, '/', 1), journal_id, line, account, amount_minor, currency
-FROM journal_entries WHERE journal_id NOT LIKE 'stl\\_%'
+FROM journal_entries WHERE journal_id NOT LIKE 'stl\\_%' AND journal_id NOT LIKE 'cor\\_%'
 ORDER BY merchant_id/*bytes*/, split_part(journal_id, '/', 1)/*bytes*/, length(journal_id), journal_id/*bytes*/, line
 """
 # Operations belong together by the key of the authorization, which is made from the payment's id: a cancelled

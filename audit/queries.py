@@ -14,8 +14,8 @@ FROM journal_entries GROUP BY merchant_id, journal_id, currency HAVING sum(amoun
 """
 
 COUNT_PAYMENTS = "SELECT count(*) FROM payments"
-# What payments and settlements make of every account, by their amounts. Nothing was ever booked of a hold that was
-# found after its payment had failed, which is VOIDING with a reason.
+# What payments, settlements and corrections make of every account, by their amounts. Nothing was ever booked of a hold
+# that was found after its payment had failed, which is VOIDING with a reason.
 _DUE = """
 SELECT merchant_id, currency, account, minor
 FROM (
@@ -43,11 +43,16 @@ CROSS JOIN LATERAL (VALUES
     ('processor_fees', coalesce(kept, 0)), ('merchant_payable', coalesce(under_way, 0) + coalesce(paid, 0)),
     ('payouts', -coalesce(under_way, 0)), ('cash', -coalesce(kept, 0) - coalesce(paid, 0))
 ) AS due (account, minor)
+UNION ALL
+SELECT merchant_id, currency, account, sum(minor)
+FROM corrections CROSS JOIN LATERAL (VALUES (debit_account, amount_minor), (credit_account, -amount_minor))
+    AS due (account, minor)
+GROUP BY merchant_id, currency, account
 """
 ACCOUNTS_APART = f"""
 SELECT merchant_id, currency,
-       format('has %s in the account %s, and payments and settlements that make it %s', coalesce(l.minor, 0),
-              account, coalesce(p.minor, 0))
+       format('has %s in the account %s, and payments, settlements and corrections that make it %s',
+              coalesce(l.minor, 0), account, coalesce(p.minor, 0))
 FROM (
     SELECT merchant_id, currency, account, sum(amount_minor) AS minor FROM journal_entries GROUP BY 1, 2, 3
 ) AS l FULL JOIN (

@@ -18,7 +18,7 @@ from services.kit.errors import Invalid
 from services.kit.ids import new_id
 from services.reconciler.domain.cases import Case
 from services.reconciler.domain.pairing import pair
-from services.reconciler.domain.rules import Rules
+from services.reconciler.domain.rules import Rule, Rules, Shape
 from services.reconciler.domain.statement import Read, Refusal, checked
 from services.reconciler.store import differences, imports, matching, reports
 from services.reconciler.store.connection import Connection, Stop, run_transaction
@@ -92,13 +92,18 @@ def reconcile(dsn: str, job: Job, rules: Rules, read: Read, tell: Tell, stop: St
     run_id = new_id("run") if job.keep else ""
     with run_transaction(dsn, job.merchant_id, stop, keep=job.keep) as connection:
         files = [_import(connection, job, file, read, tell, stop) for file in job.files]
-        matched = _match(connection, job, run_id, rules, tell, stop)
+        matched = _Matching(connection, job, run_id, tell, stop)
+        matched.apply(rules.rules)
+        matched.take_nothing()
         tell("looking for differences", 0, 0, "")
-        differences.find_groups(connection, job.merchant_id, rules, job.until)
+        differences.find_single(connection, job.merchant_id, rules)
+        matched.apply([rule for rule in rules.rules if rule.shape is Shape.MANY_TO_ONE])
+        stop.check()
+        differences.find_rest(connection, job.merchant_id, rules, job.until)
         stop.check()
         differences.save_cases(connection, job.merchant_id, run_id)
         stop.check()
-        report = _report(connection, job, run_id, files, matched, started)
+        report = _report(connection, job, run_id, files, matched.made(), started)
         keep(connection, report)
     return report
 
@@ -129,31 +134,50 @@ def _import(
             raise StatementRefused(file.name, refusal) from refusal
 
 
-def _match(
-    connection: Connection, job: Job, run_id: str, rules: Rules, tell: Tell, stop: Stop
-) -> list[Matched]:
-    """Every rule in turn, then those with a key without a limit on the days."""
-    total, items = matching.copy_open(connection, job.merchant_id)
-    tell("matching", 0, total, "")
-    made: dict[str, Matched] = {}
-    left = total
-    for rule, any_day in [(r, False) for r in rules.rules] + [(r, True) for r in rules.rules if r.keyed]:
-        if not left or not items:
-            break
-        stop.check()
-        matched = matching.match(connection, job.merchant_id, run_id, rule, pair, any_day=any_day)
-        before = made.get(rule.name, Matched(rule.name, 0, 0, 0))
-        made[rule.name] = Matched(
-            rule.name,
+class _Matching:
+    """What the rules have matched so far."""
+
+    def __init__(self, connection: Connection, job: Job, run_id: str, tell: Tell, stop: Stop) -> None:
+        self._connection = connection
+        self._job = job
+        self._run_id = run_id
+        self._tell = tell
+        self._stop = stop
+        self._total, self._items = matching.copy_open(connection, job.merchant_id)
+        self._left = self._total
+        self._made: dict[str, Matched] = {}
+        tell("matching", 0, self._total, "")
+
+    def apply(self, rules: Sequence[Rule]) -> None:
+        """Every rule in turn, then those with a key without a limit on the days."""
+        for rule, any_day in [(r, False) for r in rules] + [(r, True) for r in rules if r.keyed]:
+            if not self._left or not self._items:
+                return
+            self._stop.check()
+            merchant_id = self._job.merchant_id
+            self._note(
+                matching.match(self._connection, merchant_id, self._run_id, rule, pair, any_day=any_day)
+            )
+            self._tell("matching", self._total - self._left, self._total, "")
+
+    def take_nothing(self) -> None:
+        """What moves nothing needs no counterpart."""
+        self._note(matching.match_nothing(self._connection, self._job.merchant_id, self._run_id))
+
+    def made(self) -> list[Matched]:
+        """By rule."""
+        return [matched for matched in self._made.values() if matched.matches]
+
+    def _note(self, matched: Matched) -> None:
+        before = self._made.get(matched.rule, Matched(matched.rule, 0, 0, 0))
+        self._made[matched.rule] = Matched(
+            matched.rule,
             before.matches + matched.matches,
             before.lines + matched.lines,
             before.items + matched.items,
         )
-        left -= matched.lines
-        items -= matched.items
-        tell("matching", total - left, total, "")
-    made[matching.NOTHING_MOVED] = matching.match_nothing(connection, job.merchant_id, run_id)
-    return [matched for matched in made.values() if matched.matches]
+        self._left -= matched.lines
+        self._items -= matched.items
 
 
 def _report(

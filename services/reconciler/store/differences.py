@@ -1,11 +1,11 @@
 """What does not belong together, in sets: groups of open lines and items, each of which is one difference, and the
 cases that stand for them.
 
-`find_groups` looks at what matching has left, from the most telling to the least: what names the same and differs in
-amount or currency, what repeats something that is matched, what is on one side only and due. Every group has a number
-and at most one case. `save_cases` then holds the groups against the cases that stand: a case goes on with the group
-that it has a line or an item in common with, also if that is another kind of difference now; a case whose members are
-all matched is closed; a group without a case opens one.
+`find_single` and `find_rest` look at what matching has left, from the most telling to the least: what names the same
+and differs in amount or currency, what repeats something that is matched, what is on one side only and due. Every group
+has a number and at most one case. `save_cases` then holds the groups against the cases that stand: a case goes on with
+the group that it has a line or an item in common with, also if that is another kind of difference now; a case whose
+members are all matched is closed; a group without a case opens one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from datetime import date
 
 from services.reconciler.domain.cases import RECONCILER
-from services.reconciler.domain.rules import Rule, Rules
+from services.reconciler.domain.rules import Rule, Rules, Shape
 from services.reconciler.store.connection import Connection, count
-from services.reconciler.store.matching import _ITEM_KEYS, _LINE_KEYS
+from services.reconciler.store.matching import ITEM_KEYS, LINE_KEYS
 
 _TABLES = """
 DROP TABLE IF EXISTS found, found_lines, found_items, picked, touched;
@@ -36,21 +36,23 @@ CREATE TEMPORARY TABLE touched (
 """
 
 
-def find_groups(connection: Connection, merchant_id: str, rules: Rules, until: date) -> None:
-    """Fill `found`, `found_lines` and `found_items` with the differences as of a day."""
+def find_single(connection: Connection, merchant_id: str, rules: Rules) -> None:
+    """Begin to fill `found`, `found_lines` and `found_items`: with what names a single item and disagrees with it. Such
+    an item is no part of what its settlement was paid with: after that some may match which did not before."""
     connection.execute(_TABLES)
-    keys = list(dict.fromkeys((rule.line, rule.item, rule.net) for rule in rules.rules if rule.keyed))
-    for kind, same_currency in (("AMOUNT", True), ("CURRENCY", False)):
-        for line_key, item_key, net in keys:
-            _pick_same_name(
-                connection, _LINE_KEYS[line_key], _ITEM_KEYS[item_key], same_currency=same_currency
-            )
-            _take(connection, kind, net=net)
+    single = [rule for rule in rules.rules if rule.keyed and rule.shape is not Shape.MANY_TO_ONE]
+    _find_same_name(connection, merchant_id, single)
+
+
+def find_rest(connection: Connection, merchant_id: str, rules: Rules, until: date) -> None:
+    """All other differences, as of a day."""
+    whole = [rule for rule in rules.rules if rule.shape is Shape.MANY_TO_ONE]
     nameless = ""
     for column in ("reference", "batch_reference", "counterpart_reference"):
         _pick_repeated(connection, merchant_id, column, nameless)
-        nameless += f" AND w.{column} = ''"
         _take(connection, "DUPLICATE", net=False)
+        nameless += f" AND w.{column} = ''"
+    _find_same_name(connection, merchant_id, whole)
     params = {
         "until": until,
         "late": rules.late_after_days,
@@ -76,23 +78,56 @@ def find_groups(connection: Connection, merchant_id: str, rules: Rules, until: d
         _take(connection, kind, net=True)
 
 
-def _pick_same_name(connection: Connection, line_key: str, item_key: str, *, same_currency: bool) -> None:
-    """Lines and items that have a key in common, all of one key in one group."""
-    currency = ("currency", "USING (key, currency)") if same_currency else ("''", "USING (key)")
+def _find_same_name(connection: Connection, merchant_id: str, rules: Sequence[Rule]) -> None:
+    """What lines and items name alike, and disagree on."""
+    for kind, same_currency in (("AMOUNT", True), ("CURRENCY", False)):
+        for line_key, item_key, shape in dict.fromkeys((r.line, r.item, r.shape) for r in rules):
+            # Where the bank may keep its fee of it, what it keeps is no difference.
+            net = any(r.net for r in rules if (r.line, r.item) == (line_key, item_key))
+            whole = shape is Shape.MANY_TO_ONE
+            _pick_same_name(
+                connection,
+                merchant_id,
+                LINE_KEYS[line_key],
+                ITEM_KEYS[item_key],
+                same_currency=same_currency,
+                whole=whole,
+            )
+            _take(connection, kind, net=net)
+
+
+def _pick_same_name(
+    connection: Connection,
+    merchant_id: str,
+    line_key: str,
+    item_key: str,
+    *,
+    same_currency: bool,
+    whole: bool,
+) -> None:
+    """Lines and items that have a key in common, all of one key in one group. With `whole` only of keys none of whose
+    items is matched: where a bank books one by one, a settlement's name says nothing of what is left of it."""
+    label, using = ("currency", "key, currency") if same_currency else ("''", "key")
+    untouched = f"""
+        AND NOT EXISTS (
+            SELECT FROM items AS m JOIN matched_items USING (merchant_id, item_no)
+            WHERE m.merchant_id = %(merchant)s AND m.{item_key} = w.{item_key})
+    """
     connection.execute(
         f"""
         INSERT INTO picked
         WITH l AS (SELECT {line_key} AS key, currency, line_no FROM work_lines WHERE {line_key} <> ''),
-             i AS (SELECT {item_key} AS key, currency, item_no FROM work_items WHERE {item_key} <> ''),
+             i AS (SELECT {item_key} AS key, currency, item_no FROM work_items AS w
+                   WHERE {item_key} <> '' {untouched if whole else ""}),
              shared AS (
-                SELECT key{", currency" if same_currency else ""}
-                FROM (SELECT DISTINCT key, currency FROM l) AS ls JOIN (SELECT DISTINCT key, currency FROM i) AS "is"
-                {currency[1]} GROUP BY key{", currency" if same_currency else ""}
+                SELECT {using} FROM (SELECT DISTINCT key, currency FROM l) AS ls
+                JOIN (SELECT DISTINCT key, currency FROM i) AS "is" USING ({using}) GROUP BY {using}
              )
-        SELECT key, {currency[0]}, line_no, NULL FROM l JOIN shared {currency[1]}
+        SELECT key, {label}, line_no, NULL FROM l JOIN shared USING ({using})
         UNION ALL
-        SELECT key, {currency[0]}, NULL, item_no FROM i JOIN shared {currency[1]}
-        """.encode()
+        SELECT key, {label}, NULL, item_no FROM i JOIN shared USING ({using})
+        """.encode(),
+        {"merchant": merchant_id},
     )
 
 
@@ -115,7 +150,7 @@ def _pick_repeated(connection: Connection, merchant_id: str, column: str, namele
 
 def _pick_overdue(connection: Connection, merchant_id: str, rules: Sequence[Rule]) -> None:
     """What is left of items. A settlement none of which has come is one difference; otherwise each item is one."""
-    whole = any(rule.shape == "N:1" and rule.item == "batch_reference" for rule in rules)
+    whole = any(rule.shape is Shape.MANY_TO_ONE for rule in rules)
     connection.execute("DROP TABLE IF EXISTS overdue")
     connection.execute(
         """

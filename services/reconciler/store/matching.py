@@ -22,13 +22,13 @@ FAR_AWAY_DAYS = 100_000
 """A window without an end."""
 FETCH_ROWS = 5_000
 
-_LINE_KEYS: dict[LineKey, LiteralString] = {
+LINE_KEYS: dict[LineKey, LiteralString] = {
     LineKey.NONE: "''",
     LineKey.REFERENCE: "reference",
     LineKey.COUNTERPART_REFERENCE: "counterpart_reference",
     LineKey.BATCH_REFERENCE: "batch_reference",
 }
-_ITEM_KEYS: dict[ItemKey, LiteralString] = {
+ITEM_KEYS: dict[ItemKey, LiteralString] = {
     ItemKey.NONE: "''",
     ItemKey.ITEM_ID: "item_id",
     ItemKey.BANK_REFERENCE: "bank_reference",
@@ -36,6 +36,7 @@ _ITEM_KEYS: dict[ItemKey, LiteralString] = {
     ItemKey.PAYMENT_ID: "payment_id",
     ItemKey.SETTLEMENT_ID: "settlement_id",
 }
+"""Columns of the work tables."""
 
 
 class Matched(NamedTuple):
@@ -141,7 +142,7 @@ class _Parts(NamedTuple):
 
 
 def _parts(rule: Rule, any_day: bool) -> _Parts:
-    line_key, item_key = _LINE_KEYS[rule.line], _ITEM_KEYS[rule.item]
+    line_key, item_key = LINE_KEYS[rule.line], ITEM_KEYS[rule.item]
     amount = "amount_minor - fee_minor" if rule.net else "amount_minor"
     # What names something is never taken for something else of the same amount.
     nameless = " WHERE reference = '' AND counterpart_reference = '' AND batch_reference = ''"
