@@ -47,6 +47,8 @@ class Service:
     """Settings that a user may also set without the service's name: PAYMESH_PROCESSOR for PAYMESH_PAYMENT_PROCESSOR."""
     secrets: tuple[str, ...] = ()
     """Settings that are passwords; each is made once and kept in the data folder."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """Further settings that a mesh on one machine needs."""
 
 
 BANK = Service(name="bank", module="sandbox.bank", port_offset=10)
@@ -85,6 +87,8 @@ ORCHESTRATOR = Service(
 RECONCILER = Service(
     name="reconciler", module="services.reconciler", port_offset=5, calls=("payment",), uses_valkey=True
 )
+EDGE_WEBHOOK_NETWORKS = "127.0.0.0/8,::1/128"
+"""On this machine a shop that is being developed stands beside the mesh."""
 EDGE = Service(
     name="edge",
     module="services.edge",
@@ -93,6 +97,7 @@ EDGE = Service(
     uses_valkey=True,
     speaks_http=True,
     secrets=("KEY_SECRET", "VAULT_KEY"),
+    settings=(("WEBHOOK_NETWORKS_ALLOWED", EDGE_WEBHOOK_NETWORKS),),
 )
 SERVICES = (BANK, INVENTORY, SHIPPING, FRAUD, PAYMENT, RECONCILER, ORCHESTRATOR, EDGE)
 """In the order in which they start: whoever is called comes before its callers."""

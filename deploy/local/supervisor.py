@@ -168,7 +168,12 @@ class Mesh:
         owner_dsn = self.stores.owner_dsn(service.name)
         owned = {"MIGRATION_DSN": owner_dsn} if owner_dsn else {}
         secrets = {name: self.folder.password(mesh.secret_name(service, name)) for name in service.secrets}
-        return {**owned, **secrets, **(trail.settings(self.folder) if service.seals else {})}
+        return {
+            **owned,
+            **dict(service.settings),
+            **secrets,
+            **(trail.settings(self.folder) if service.seals else {}),
+        }
 
     async def _all_ready(self) -> None:
         for keeper in self.keepers.values():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
+from services.edge.domain.addresses import networks
+from services.edge.domain.webhooks import RETRY_FIRST_MS, RETRY_SECONDS
 from services.kit.config import ServiceConfig
 
 
@@ -17,7 +19,7 @@ class EdgeConfig(ServiceConfig):
     bank_target: str = Field(min_length=1)
     """gRPC target of the processor's gateway, which exchanges card numbers for tokens."""
     valkey_url: str = Field(pattern=r"^(valkey|valkeys|redis|rediss|unix)://.+")
-    """Where requests are counted for the rate limit."""
+    """Where requests are counted for the rate limit, and the bus that events come by."""
     key_secret: SecretStr = Field(min_length=32)
     """What API keys are hashed with, and cards' fingerprints made with. Whoever changes it locks every merchant out."""
     vault_key: SecretStr = Field(min_length=32)
@@ -50,3 +52,24 @@ class EdgeConfig(ServiceConfig):
     """While it is left alone, one request per this time asks whether it is back."""
     grant_seconds: float = Field(default=2.0, ge=0, le=60)
     """How long a key that was looked up is believed. A revoked key works for that long at most."""
+    webhook_networks_allowed: str = ""
+    """Networks with commas between them, "10.1.0.0/16,::1/128", that webhooks may be sent to, unencrypted too, although
+    they are not public. Whoever has an API key may then have requests made there."""
+    webhook_seconds: float = Field(default=10.0, gt=0, le=60)
+    """How long one attempt may take, from the look-up of the name to the end of the answer. A receiver that has more to
+    do takes the message and does it afterwards."""
+    webhook_poll_ms: int = Field(default=500, ge=10, le=60_000)
+    """How often is looked for what is due, while there is nothing."""
+    webhook_each_at_once: int = Field(default=4, ge=1, le=128)
+    """Attempts at one endpoint at a time, over all processes: a small shop's server is not overrun, and a slow one
+    holds a few of our places only."""
+    webhook_retry_seconds: float = Field(default=RETRY_SECONDS, ge=1)
+    """How long a message is tried: three days."""
+    webhook_retry_first_ms: int = Field(default=RETRY_FIRST_MS, ge=10)
+    """The wait after the first failure, less up to a half; four times as long after each further one."""
+
+    @field_validator("webhook_networks_allowed")
+    @classmethod
+    def _are_networks(cls, text: str) -> str:
+        networks(text)
+        return text

@@ -1,8 +1,8 @@
-"""Seals card numbers: AES-256-GCM, in an envelope.
+"""Seals card numbers, and the secrets of webhooks: AES-256-GCM, in an envelope.
 
-Every number has a data key of its own, and that is sealed with the vault's key, whose id stands beside it. So the
-vault's key can be replaced without touching a number, and a number that was copied into another row, or to another
-merchant, does not open there: merchant and card are authenticated with it.
+Every text has a data key of its own, and that is sealed with the vault's key, whose id stands beside it. So the vault's
+key can be replaced without touching a text, and a text that was copied into another row, or to another merchant, does
+not open there: the merchant, and the card or secret whose text it is, are authenticated with it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ NONCE_BYTES = 12
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A number that nobody can read."""
+    """A text that nobody can read."""
 
-    number: bytes
+    text: bytes
     """Nonce and ciphertext, under the data key."""
     key: bytes
     """Nonce and ciphertext of the data key, under the vault's key."""
@@ -39,27 +39,27 @@ class Vault:
         self._keys = {_id_of(key): AESGCM(key) for key in (_key_of(s) for s in (*old_secrets, secret))}
         self._current = _id_of(_key_of(secret))
 
-    def seal(self, number: str, merchant_id: str, card_id: str) -> Sealed:
-        """Seal the number of a card."""
-        bound_to = f"{merchant_id}\0{card_id}".encode()
+    def seal(self, text: str, merchant_id: str, owner_id: str) -> Sealed:
+        """Seal the text of a card (card_…) or of a secret (whs_…)."""
+        bound_to = f"{merchant_id}\0{owner_id}".encode()
         data_key = AESGCM.generate_key(8 * KEY_BYTES)
         return Sealed(
-            _seal(AESGCM(data_key), number.encode(), bound_to),
+            _seal(AESGCM(data_key), text.encode(), bound_to),
             _seal(self._keys[self._current], data_key, bound_to),
             self._current,
         )
 
-    def open(self, sealed: Sealed, merchant_id: str, card_id: str) -> str:
-        """The number. Raises Bug when it was not sealed for this card, or by no key that is known here."""
-        bound_to = f"{merchant_id}\0{card_id}".encode()
+    def open(self, sealed: Sealed, merchant_id: str, owner_id: str) -> str:
+        """The text. Raises Bug when it was not sealed for this owner, or by no key that is known here."""
+        bound_to = f"{merchant_id}\0{owner_id}".encode()
         vault_key = self._keys.get(sealed.vault_key_id)
         if vault_key is None:
-            raise Bug("VAULT_KEY_UNKNOWN", f"{card_id} was sealed with the vault key {sealed.vault_key_id}")
+            raise Bug("VAULT_KEY_UNKNOWN", f"{owner_id} was sealed with the vault key {sealed.vault_key_id}")
         try:
             data_key = _open(vault_key, sealed.key, bound_to)
-            return _open(AESGCM(data_key), sealed.number, bound_to).decode()
+            return _open(AESGCM(data_key), sealed.text, bound_to).decode()
         except InvalidTag:
-            raise Bug("VAULT_BROKEN", f"{card_id} does not open: it was changed or moved") from None
+            raise Bug("VAULT_BROKEN", f"{owner_id} does not open: it was changed or moved") from None
 
 
 def _key_of(secret: str) -> bytes:

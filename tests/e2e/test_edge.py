@@ -35,9 +35,10 @@ from tests.orders import Shop, new_key, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-SCHEMATHESIS_SECONDS_MAX = 60.0
-"""It takes half a minute on a busy machine."""
-OPERATIONS = 13
+SCHEMATHESIS_SECONDS_MAX = 200.0
+"""It takes half a minute on a machine that has nothing else to do."""
+OPERATIONS = 23
+PARTS = ("^/api/v1/payments", "^/api/v1/(orders|webhook)")
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
     "response_schema_conformance,negative_data_rejection,missing_required_header,unsupported_method,ignored_auth"
@@ -332,25 +333,32 @@ async def test_no_card_number_is_left_in_logs_or_spans(shop: Shop, merchant: Mer
     assert not any(number in row for (row,) in databases for number in numbers)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_schemathesis_finds_nothing(shop: Shop, tmp_path: Path) -> None:
     """What the document permits, and what it does not, generated: no 5xx, and no answer that it does not describe."""
     api_key = await api_key_of(shop, await shop.merchant())
     st = Path(sys.executable).with_name("st")
-    command: list[str | Path] = [
-        st, "run", f"http://{shop.mesh.targets['edge']}/openapi.json",
-        "--header", f"Authorization: Bearer {api_key}",
-        "--checks", CHECKS, "--phases", "examples,coverage,fuzzing", "--max-examples", "5",
-        "--seed", "1", "--workers", "1", "--no-color", "--generation-database", "none",
-    ]  # fmt: skip
+
+    async def tried(number: int, paths: str) -> str:
+        """In a process of its own: threads of one stumble over each other while they generate."""
+        command: list[str | Path] = [
+            st, "run", f"http://{shop.mesh.targets['edge']}/openapi.json",
+            "--header", f"Authorization: Bearer {api_key}", "--include-path-regex", paths,
+            "--checks", CHECKS, "--phases", "examples,coverage,fuzzing", "--max-examples", "5",
+            "--seed", "1", "--workers", "1", "--no-color", "--generation-database", "none",
+        ]  # fmt: skip
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        output, _ = await process.communicate()
+        assert process.returncode == 0, output.decode()
+        return output.decode()
+
     started = time.monotonic()
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    output, _ = await process.communicate()
+    said = await asyncio.gather(*(tried(number, paths) for number, paths in enumerate(PARTS)))
     seconds = time.monotonic() - started
-    said = output.decode()
-    assert process.returncode == 0, said
-    assert f"{OPERATIONS} selected / {OPERATIONS} total" in said
-    assert f"Tested: {OPERATIONS}" in said
+    counts = [re.search(r"Tested: (\d+)", text) for text in said]
+    assert sum(int(found[1]) for found in counts if found) == OPERATIONS
     assert seconds < SCHEMATHESIS_SECONDS_MAX, f"{seconds:.0f} s"

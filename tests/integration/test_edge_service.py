@@ -251,6 +251,8 @@ async def test_a_number_is_exchanged_sealed_and_forgotten(edge: Edge) -> None:
         "card"
     ]
     assert other["fingerprint"] != first["fingerprint"]
+    shown = (await shop.get(f"{PAYMENTS}/{(await shop.get(PAYMENTS)).json()['data'][0]['id']}")).json()
+    assert shown["events"][0]["data"]["card_token"] == shown["card"]["token"] == other["token"]
     by_token = await shop.post(PAYMENTS, authorization(card={"token": first["token"]}))
     assert (by_token.json()["status"], by_token.json()["card"]) == ("authorized", renewed)
 
@@ -292,17 +294,18 @@ async def test_every_error_of_a_request_as_such(edge: Edge) -> None:
     provoked: dict[tuple[str, str], set[tuple[int, str]]] = {}
     for template, operations in document["paths"].items():
         url = template.replace("{payment_id}", path.rpartition("/")[2]).replace("{order_id}", "ord_x")
+        url = url.replace("{endpoint_id}", f"whe_{'0' * 32}").replace("{delivery_id}", f"whd_{'0' * 32}")
         for method in operations:
-            send = shop.client.get if method == "get" else shop.client.post
             headers = {"Idempotency-Key": new_key()}
             found = {
-                problem(await send(url, headers={**headers, "Authorization": value}))
-                for value in ("", "Bearer x")
+                problem(await shop.client.request(method, url, headers={**headers, "Authorization": value}))
+                for value in ("", "Bearer x", f"Bearer pmk.x.{'y' * 43}")
             }
-            found |= {
-                problem(await send(url, headers={**headers, "Authorization": f"Bearer pmk.x.{'y' * 43}"}))
-            }
-            if method == "get":
+            if method == "delete":
+                found.add(problem(await shop.client.delete(url + "x" * 65)))
+                found.add(problem(await reader.client.delete(url)))
+                found.add(problem(await shop.client.request(method, url, content=b"x" * 300_000)))
+            elif method == "get":
                 too_long = {"page": "x" * 65} if url.count("/") == 3 else None
                 found.add(
                     problem(await shop.client.get(url if too_long else url + "x" * 65, params=too_long))
@@ -323,10 +326,10 @@ async def test_every_error_of_a_request_as_such(edge: Edge) -> None:
         (403, "key_is_read_only"),
         (413, "body_too_large"),
     }
-    assert provoked == {
-        (method, template): reads if method == "get" else changes for method, template in provoked
-    }
-    assert len(provoked) == 13
+    removes = reads | {(403, "key_is_read_only"), (413, "body_too_large")}
+    expected = {"get": reads, "post": changes, "delete": removes}
+    assert provoked == {(method, template): expected[method] for method, template in provoked}
+    assert len(provoked) == 23
     assert (await reader.get(PAYMENTS)).status_code == 200
     assert problem(await shop.client.get("/nothing")) == (404, "not_found")
 
@@ -381,6 +384,22 @@ async def test_every_refusal_of_payments(edge: Edge) -> None:
     }
     of_orders = {"payment_of_an_order"}  # tests/e2e/test_edge.py
     assert found == documented - of_orders
+
+
+async def test_the_document_is_a_page_that_needs_nobody_else(edge: Edge) -> None:
+    shop = await edge.merchant()
+    document = (await shop.client.get("/openapi.json")).json()
+    page = await shop.client.get("/docs", headers={"Host": 'edge.example"><script>'})
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "<script" not in page.text
+    assert not re.search(r'(?:src|href)="https?://(?!www\.standardwebhooks\.com)', page.text)
+    operations = [(path, method) for path, methods in document["paths"].items() for method in methods]
+    assert all(f"</span> {path}</p>" in page.text for path, _ in operations)
+    assert page.text.count("<section") == len(operations) + 1 + len(document["components"]["schemas"])
+    assert "edge.invalid" not in page.text
+    linked = set(re.findall(r'href="#(\w[\w-]*)"', page.text))
+    assert linked <= set(re.findall(r'id="([\w-]+)"', page.text)), "every link leads somewhere"
 
 
 async def test_a_request_that_meets_itself_is_told_to_come_back(edge: Edge) -> None:

@@ -160,13 +160,13 @@ def test_a_fingerprint_tells_the_same_number_at_the_same_merchant_only() -> None
 def test_a_sealed_number_opens_for_its_card_only() -> None:
     vault = Vault(SECRET)
     sealed = vault.seal(CARD.number, "shop", "card_1")
-    assert CARD.number.encode() not in sealed.number + sealed.key
+    assert CARD.number.encode() not in sealed.text + sealed.key
     assert vault.open(sealed, "shop", "card_1") == CARD.number
     assert vault.seal(CARD.number, "shop", "card_1") != sealed
     for merchant, card in (("shop", "card_2"), ("other", "card_1")):
         with pytest.raises(Bug, match="VAULT_BROKEN"):
             vault.open(sealed, merchant, card)
-    changed = replace(sealed, number=sealed.number[:-1] + bytes([sealed.number[-1] ^ 1]))
+    changed = replace(sealed, text=sealed.text[:-1] + bytes([sealed.text[-1] ^ 1]))
     with pytest.raises(Bug, match="VAULT_BROKEN"):
         vault.open(changed, "shop", "card_1")
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Annotated, Any
 
 import orjson
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi.telemetry import TelemetryConfig
+from markupsafe import escape
 from starlette.exceptions import HTTPException
 
 from services.edge.clients import Clients, Replayed
@@ -22,8 +24,12 @@ from services.edge.service.bodies import BY_NUMBER, BY_TOKEN, ProblemBody
 from services.edge.service.door import REPLAYED_HEADER, Cards
 from services.edge.service.gate import PROBLEM_TYPE, Application, Gate, Grants
 from services.edge.service.orders import Orders
+from services.edge.service.page import HERE, POLICY, page_of
 from services.edge.service.payments import Payments
+from services.edge.service.webhook_bodies import WebhookMessage
+from services.edge.service.webhooks import WebhookDeliveries, WebhookEndpoints
 from services.edge.vault import Vault
+from services.edge.webhooks import Webhooks
 from services.kit.checks import VIOLATIONS_MAX
 from services.kit.db import Database
 from services.kit.errors import PaymeshError
@@ -34,7 +40,8 @@ Takes an order's money safely. Amounts are whole numbers of minor units (10000 U
 Every request that changes something carries an `Idempotency-Key` of your choice. Send it again, with the same key,
 as often as you like: nothing happens twice, and you get the first answer, marked `Idempotent-Replayed: true`.
 
-Errors are `application/problem+json` (RFC 9457) with a stable `code`.
+Errors are `application/problem+json` (RFC 9457) with a stable `code`. Of all that happens your own server can be told:
+see *webhooks*.
 """
 # FastAPI's own spans carry the path as it was sent, and its log records what was wrong with a body, body included:
 # either may hold a card number. The gate's span says what is needed.
@@ -45,7 +52,12 @@ _bearer = HTTPBearer(auto_error=False, description="The API key that `paymesh me
 
 
 def build_app(
-    database: Database, clients: Clients, limiter: Limiter, vault: Vault, config: EdgeConfig
+    database: Database,
+    clients: Clients,
+    limiter: Limiter,
+    vault: Vault,
+    webhooks: Webhooks,
+    config: EdgeConfig,
 ) -> Application:
     """The edge as an ASGI application."""
     secret = config.key_secret.get_secret_value()
@@ -54,16 +66,32 @@ def build_app(
         title="paymesh",
         version="1",
         description=DESCRIPTION,
+        docs_url=None,
         redoc_url=None,
         default_response_class=JSONResponse,
         redirect_slashes=False,
         telemetry=_SILENT,
     )
     app.state.routes = []
-    for part in (Payments(clients, cards), Orders(clients, cards)):
+    parts = (
+        Payments(clients, cards),
+        Orders(clients, cards),
+        WebhookEndpoints(webhooks),
+        WebhookDeliveries(webhooks),
+    )
+    for part in parts:
         app.include_router(part.router, dependencies=[Depends(_bearer)])
         app.state.routes += part.router.routes
+    app.webhooks.add_api_route(
+        "event",
+        _told,
+        methods=["POST"],
+        status_code=204,
+        tags=["webhooks"],
+        summary="What your server is sent",
+    )
     app.add_api_route("/healthz", _healthy, include_in_schema=False)
+    app.add_api_route("/docs", _page(app), include_in_schema=False)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _not_served)
     app.add_exception_handler(PaymeshError, _failed)
@@ -74,8 +102,45 @@ def build_app(
     return Gate(app, Grants(database, secret, config.grant_seconds), limiter, config)
 
 
+async def _told(
+    body: WebhookMessage,
+    webhook_id: Annotated[str, Header(description="The `id` of the message, the same at every attempt.")],
+    webhook_timestamp: Annotated[
+        int, Header(description="When this attempt was made, in seconds since 1970.")
+    ],
+    webhook_signature: Annotated[
+        str,
+        Header(
+            description="`v1,` and the HMAC-SHA256 of `{id}.{timestamp}.{body}` in base64, with the secret after "
+            "`whsec_`; several with a blank between them while a secret is replaced. Any library of [Standard "
+            "Webhooks](https://www.standardwebhooks.com) checks it."
+        ),
+    ],
+) -> None:
+    """Answer with 2xx within seconds, and work afterwards. Whatever else you answer, it is sent again: after seconds at
+    first, later after hours, for three days. An endpoint that accepts nothing for so long is disabled, and one that
+    answers 410 at once. It may come more than once and in any order: know it by `id`, and read the thing itself by GET
+    where the order matters. Redirects are not followed."""
+
+
 async def _healthy() -> dict[str, str]:
     return {"status": "serving"}
+
+
+def _page(app: FastAPI) -> Any:
+    """The document for people, made at the first request."""
+
+    @functools.cache
+    def made() -> str:
+        return page_of(app.openapi())
+
+    async def page(request: Request) -> Response:
+        here = str(request.base_url).rstrip("/")
+        return HTMLResponse(
+            made().replace(HERE, str(escape(here))), headers={"Content-Security-Policy": POLICY}
+        )
+
+    return page
 
 
 def _document(app: FastAPI) -> Any:
@@ -84,7 +149,11 @@ def _document(app: FastAPI) -> Any:
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             made = get_openapi(
-                title=app.title, version=app.version, description=app.description, routes=app.routes
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=app.routes,
+                webhooks=app.webhooks.routes,
             )
             schemas = made["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):
@@ -92,7 +161,7 @@ def _document(app: FastAPI) -> Any:
             problem = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas |= problem.pop("$defs")
             schemas[ProblemBody.__name__] = problem
-            for path in made["paths"].values():
+            for path in (*made["paths"].values(), *made["webhooks"].values()):
                 for operation in path.values():
                     _keep_problems(operation["responses"])
             app.openapi_schema = made
@@ -103,7 +172,7 @@ def _document(app: FastAPI) -> Any:
 
 def _keep_problems(answers: dict[str, Any]) -> None:
     for status in [status for status in answers if int(status) >= 400]:
-        if PROBLEM_TYPE in answers[status]["content"]:
+        if PROBLEM_TYPE in answers[status].get("content", {}):
             answers[status]["content"] = {PROBLEM_TYPE: answers[status]["content"][PROBLEM_TYPE]}
         else:
             del answers[status]

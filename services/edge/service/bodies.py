@@ -30,11 +30,13 @@ Note = Annotated[str, Field(max_length=NOTE_LENGTH_MAX, description="Why, for th
 Id = Annotated[str, Field(min_length=1, max_length=ID_LENGTH_MAX)]
 
 
-class _Request(BaseModel):
+class RequestBody(BaseModel):
+    """What a client sends."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class CardNumber(_Request):
+class CardNumber(RequestBody):
     """A card by its number. The number is exchanged for a token and sealed on arrival; the code is used once and kept
     nowhere."""
 
@@ -54,7 +56,7 @@ class CardNumber(_Request):
     )
 
 
-class CardToken(_Request):
+class CardToken(RequestBody):
     """A card by a token: the processor's (`tok_…`), or one that an earlier answer has given for a number (`card_…`)."""
 
     token: str = Field(min_length=1, max_length=TOKEN_LENGTH_MAX, examples=["tok_visa"])
@@ -76,7 +78,7 @@ AnyCard = Annotated[
 ]
 
 
-class Customer(_Request):
+class Customer(RequestBody):
     """Who pays, as far as the merchant knows."""
 
     id: str = Field(default="", max_length=ID_LENGTH_MAX)
@@ -85,7 +87,7 @@ class Customer(_Request):
     billing_country: str = Field(default="", pattern="^([A-Z]{2})?$")
 
 
-class PaymentRequest(_Request):
+class PaymentRequest(RequestBody):
     """Hold an amount on a card."""
 
     amount: Amount
@@ -99,7 +101,7 @@ class PaymentRequest(_Request):
     customer: Customer = Customer()
 
 
-class CaptureRequest(_Request):
+class CaptureRequest(RequestBody):
     """Take money that is held."""
 
     amount: Amount | None = Field(default=None, description="Without one: all that is held.")
@@ -107,34 +109,34 @@ class CaptureRequest(_Request):
     note: Note = ""
 
 
-class VoidRequest(_Request):
+class VoidRequest(RequestBody):
     """Let go of what is held."""
 
     note: Note = ""
 
 
-class RefundRequest(_Request):
+class RefundRequest(RequestBody):
     """Give money back."""
 
     amount: Amount | None = Field(default=None, description="Without one: all that was captured and is left.")
     note: Note = ""
 
 
-class IncrementRequest(_Request):
+class IncrementRequest(RequestBody):
     """Hold more."""
 
     amount: Amount
     note: Note = ""
 
 
-class OrderLine(_Request):
+class OrderLine(RequestBody):
     """A product and how much of it."""
 
     sku: Id
     quantity: StrictInt = Field(ge=1, le=QUANTITY_MAX)
 
 
-class Address(_Request):
+class Address(RequestBody):
     """Where the goods go."""
 
     name: str = Field(min_length=1, max_length=TEXT_LENGTH_MAX)
@@ -146,7 +148,7 @@ class Address(_Request):
     country: Country
 
 
-class OrderRequest(_Request):
+class OrderRequest(RequestBody):
     """Sell: reserve the stock, hold the money, book the delivery, or none of it."""
 
     reference: str = Field(
@@ -160,17 +162,17 @@ class OrderRequest(_Request):
     shipping_address: Address
 
 
-class DispatchRequest(_Request):
+class DispatchRequest(RequestBody):
     """Send an order out of the door. There is nothing to say about it."""
 
 
-class CancelRequest(_Request):
+class CancelRequest(RequestBody):
     """Undo an order that has not left."""
 
     note: Note = ""
 
 
-class ReturnRequest(_Request):
+class ReturnRequest(RequestBody):
     """Take back what has left: lines and what is refunded for them, or neither for all that is left."""
 
     lines: list[OrderLine] | None = Field(

@@ -27,6 +27,18 @@ CHANGES = (
     "503 unavailable",
     "504 outcome_unknown",
 )
+REMOVES = (
+    "400 invalid_request",
+    "401 unauthenticated",
+    "403 key_is_read_only",
+    "408 request_timeout",
+    "413 body_too_large",
+    "429 rate_limited",
+    "500 internal",
+    "503 unavailable",
+    "504 outcome_unknown",
+)
+"""Of what may be repeated without a key: gone is gone."""
 NOT_FOUND = "404 not_found"
 
 AUTHORIZE = ("422 order_already_paid",)
@@ -76,6 +88,8 @@ RETURN = (
     "422 order_not_placed",
     "422 order_parked",
 )
+CREATE_ENDPOINT = ("422 too_many_webhook_endpoints",)
+RESEND = ("422 webhook_endpoint_not_enabled",)
 
 _HINTS = {
     "in_progress": "ask again with the same key",

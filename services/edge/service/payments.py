@@ -157,6 +157,10 @@ class Payments:
         token = str(orjson.loads(initiated.data_json).get("card_token", "")) if initiated else ""
         kept = await self._cards.of_token(merchant_id, token) if token else None
         events = [event_json(event) for event in found.events]
+        for event in events:
+            if kept is not None and event["version"] == _INITIATED:
+                # The processor takes its own token of a card from whoever sends it: it is nobody else's business.
+                event["data"]["card_token"] = kept.card_id
         return {**payment_json(found.payment), "card": card_json(kept), "events": events}
 
     async def list(

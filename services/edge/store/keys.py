@@ -1,4 +1,4 @@
-"""All SQL of the edge. Nothing is decided here."""
+"""API keys, and the cards of the vault."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def save_card(tx: Transaction, card: KeptCard, sealed: Sealed) -> None:
             "last4": card.last4,
             "month": card.exp_month,
             "year": card.exp_year,
-            "number": sealed.number,
+            "number": sealed.text,
             "key": sealed.key,
             "key_id": sealed.vault_key_id,
         },
