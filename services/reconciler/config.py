@@ -22,6 +22,8 @@ class ReconcilerConfig(EventsConfig):
     """How long a call may outlive its connection's age: a large statement takes its time."""
     rules_file: Path = BUILT_IN_RULES
     """How lines and items are matched, see rules.toml."""
+    maps_folder: str = ""
+    """Column maps of the CSV files that banks send, `.toml` each, see docs/statements.md; empty: the built-in ones."""
     spool_folder: str = ""
     """Where statements lie while they are read; empty: the system's folder for temporary files."""
     file_bytes_max: int = Field(default=17_179_869_184, ge=1)

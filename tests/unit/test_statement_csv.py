@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import date
+from pathlib import Path
 
 import pytest
 
 from services.reconciler.domain.statement import Closed, Line, Opened
+from services.reconciler.map_files import read_maps
 from services.reconciler.statements.columns import BadMap, ColumnMap, parse_map
 from tests.statements import CSV, lines, read, refusal
 
@@ -154,6 +156,20 @@ def test_thousands_signs_and_balances_are_those_of_the_map(old: str, new: str, l
 def test_rows_of_an_account_that_are_not_together_are_refused() -> None:
     assert refusal(SIMPLE_FILE + "2026-11-27,1,,A,EUR\n", simple()).line == 5
     assert refusal(SIMPLE_FILE + "2026-11-27,1,1,B,JPY\n", simple()).field == "column 'Out'"
+
+
+def test_the_maps_of_a_folder_are_read_at_the_start(tmp_path: Path) -> None:
+    assert read_maps("") == ()
+    (tmp_path / "bank.toml").write_text(
+        "fixed = {account='A', currency='EUR'}\nbalances = false\n[columns]\nbooking_date = 'D'\namount = 'X'"
+    )
+    (made,) = read_maps(str(tmp_path))
+    assert [line.amount_minor for line in lines("D,X\n2026-11-26,5\n", made)] == [500]
+    (tmp_path / "other.toml").write_text("x = 1")
+    with pytest.raises(BadMap, match=r"other.toml: 'x'"):
+        read_maps(str(tmp_path))
+    with pytest.raises(BadMap, match="no such folder"):
+        read_maps(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(
