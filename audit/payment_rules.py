@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from audit.payments import Operation, PaymentBook
 from services.kit.money import Money
-from services.payment.domain import EventType, Payment, State, apply, fold
+from services.payment.domain import FIRST_PROCESSOR, EventType, Payment, State, apply, fold
 from services.payment.ledger import Entry, journal
 
 APPROVED, DECLINED, VOIDED, CANCELLED, ABSENT = "APPROVED", "DECLINED", "VOIDED", "CANCELLED", "ABSENT"
@@ -83,6 +83,11 @@ def agrees_with_the_bank(book: PaymentBook) -> Iterator[str]:
     if book.row is None:
         for one in book.operations:
             yield f"is unknown to payment, but the bank has {one.operation_id} ({one.result}, {_money(one.amount)})"
+        return
+    if book.row.processor != FIRST_PROCESSOR:
+        for one in book.operations:
+            at = book.row.processor
+            yield f"is at {at}, but the bank has {one.operation_id} ({one.result}, {_money(one.amount)})"
         return
     if len(authorizations) > 1:
         yield f"has {len(authorizations)} authorizations at the bank: {[o.operation_id for o in authorizations]}"
@@ -160,14 +165,21 @@ def _same_particulars(row: Payment, at_bank: Operation) -> Iterator[str]:
             yield f"has {name} {_text(ours)}, and {_text(theirs)} at the bank"
 
 
+_ANSWERED = {EventType.AUTHORIZED, EventType.DECLINED, EventType.LATE_APPROVAL}
+"""What only a processor that was asked can have told."""
+
+
 def was_assessed_first(book: PaymentBook) -> Iterator[str]:
-    """What reached the bank had been approved by fraud; what fraud declined never reached it."""
+    """What reached its processor had been approved by fraud; what fraud declined never reached it."""
     if book.row is None:
         return
     reached = any(o.kind == "AUTHORIZE" and o.result in (APPROVED, DECLINED) for o in book.operations)
+    if book.row.processor != FIRST_PROCESSOR:
+        reached = any(event.type in _ANSWERED for event in book.events)
+    where = "the bank" if book.row.processor == FIRST_PROCESSOR else book.row.processor
     decisions = [assessment.decision for assessment in book.assessments]
     if reached and decisions != ["approve"]:
-        yield f"reached the bank, and its assessments are {decisions} where one approval was due"
+        yield f"reached {where}, and its assessments are {decisions} where one approval was due"
     if book.row.state is State.REJECTED:
         due = [("decline", book.row.fraud_score_milli)]
         found = [(one.decision, one.score_milli) for one in book.assessments]

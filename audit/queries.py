@@ -150,6 +150,12 @@ FULL JOIN (
 WHERE coalesce(b.minor, 0) <> coalesce(s.minor, 0)
 """
 
+PAYMENTS_ELSEWHERE = """
+SELECT p.merchant_id, p.payment_id,
+       format('is at %s, whose books are not here: it was compared with its own events and entries only', p.processor)
+FROM payments AS p WHERE p.processor <> 'bank' ORDER BY p.merchant_id, p.payment_id
+"""
+
 COUNT_OPERATIONS = "SELECT count(*) FROM operations"
 OPERATIONS_PER_KEY = """
 SELECT merchant_id, key, format('is the key of %s operations: %s', count(*), string_agg(operation_id, ', '))

@@ -25,7 +25,7 @@ class Offence:
     """What is wrong with it, as the rest of a sentence that begins with the id."""
 
     def __str__(self) -> str:
-        return f"{self.merchant_id} {self.id} {self.what}"
+        return f"{self.merchant_id} {self.id} {self.what}".lstrip()
 
 
 @dataclass(slots=True)
@@ -44,9 +44,11 @@ class Line:
     offences: int = 0
     first: list[Offence] = field(default_factory=list)
     """The first `OFFENCES_KEPT` offences."""
+    noted_as: str = ""
+    """The word for its notes."""
     notes: int = 0
     first_notes: list[Offence] = field(default_factory=list)
-    """Nothing wrong, but a person should know: sagas that are parked."""
+    """Nothing wrong, but a person should know: sagas that are parked, payments that nobody here has books of."""
 
     @property
     def ok(self) -> bool:

@@ -126,7 +126,8 @@ async def _query(snapshot: Snapshot, check: Query, line: Line) -> None:
         async for rows in snapshot.batches(query):
             line.offend(_offence(row) for row in rows)
     if check.noted is not None:
-        async for rows in snapshot.batches(check.noted):
+        line.noted_as, noting = check.noted
+        async for rows in snapshot.batches(noting):
             line.note(_offence(row) for row in rows)
 
 

@@ -49,7 +49,7 @@ def _counts(line: Line) -> list[str]:
     if line.offences:
         counts.append(f"({line.offences:,} offences)")
     if line.notes:
-        counts.append(f"({line.notes:,} parked)")
+        counts.append(f"({line.notes:,} {line.noted_as})")
     return counts
 
 

@@ -46,6 +46,10 @@ ELSEWHERE = {
         "runs until it is stopped; the mesh of this test is started by its command",
         "tests/e2e/test_local_cli.py",
     ),
+    "PAYMESH_PROCESSOR=stripe PAYMESH_STRIPE_KEY=sk_test_… make up": (
+        "needs an account at Stripe; tests have a stand-in for it",
+        "tests/integration/test_payment_stripe.py",
+    ),
     "make bench": ("measures for a minute, and wants the machine for itself", "tests/e2e/test_bench.py"),
     "make test": ("runs this test", ".ci/run"),
     "make verify": ("runs before the tests", ".ci/run"),

@@ -321,6 +321,25 @@ def test_a_parked_saga_is_told_and_no_offence(books: Books) -> None:
     assert f"{good.saga_id} is PARKED: authorize VOID_REFUSED" in result.stdout
 
 
+def test_payments_at_another_processor_are_told_and_not_compared(books: Books) -> None:
+    """A payment as it is, at a processor that is none of ours: only that fact is changed, in row, event and bank."""
+    good = books.orders["good"]
+    breakage = {
+        "payment": "UPDATE payments SET processor = 'stripe' WHERE payment_id = '{good.payment_id}';"
+        'UPDATE payment_events SET data = (data::jsonb || \'{{"processor": "stripe"}}\')::json'
+        " WHERE payment_id = '{good.payment_id}' AND version = 1",
+        "bank": "DELETE FROM operations WHERE key LIKE '{good.payment_id}/%'",
+    }
+    with _broken(books, breakage) as dsns:
+        result = _run(dsns)
+        report = json.loads(_run(dsns, "--json").stdout)
+    assert result.exit_code == 0, result.stdout
+    assert f"{good.payment_id} is at stripe, whose books are not here" in result.stdout
+    assert "(1 not compared)" in result.stdout
+    (line,) = (one for one in report["invariants"] if one["name"] == "bank-books")
+    assert (line["ok"], line["notes"]) == (True, 1)
+
+
 def test_a_saga_that_was_taken_over_in_time_is_no_offence(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from audit.payment_rules import agrees_with_the_bank, follows_its_events
+from audit.payment_rules import agrees_with_the_bank, follows_its_events, was_assessed_first
 from audit.payments import Operation, PaymentBook, StoredEvent
 from services.kit.money import Money
 from services.payment import domain, ledger
@@ -98,6 +98,23 @@ def test_an_amount_that_differs_is_named(place: int) -> None:
     changed[place] = replace(changed[place], amount=Money(1, "GBP"))
     faults = list(agrees_with_the_bank(replace(book, operations=changed)))
     assert any("by 1 in" in fault for fault in faults)
+
+
+def test_of_a_payment_at_another_processor_the_bank_must_know_nothing() -> None:
+    book = _book(void=False)
+    assert book.row is not None
+    events = [replace(book.events[0], data_json=book.events[0].data_json.replace('"bank"', '"stripe"'))]
+    book = replace(
+        book, row=book.row._replace(processor="stripe"), events=[*events, *book.events[1:]], assessments=[]
+    )
+    assert list(follows_its_events(book)) == []
+    faults = list(agrees_with_the_bank(book))
+    assert len(faults) == 4
+    assert faults[0] == "is at stripe, but the bank has auth_1 (APPROVED, 1000 GBP)"
+    assert list(agrees_with_the_bank(replace(book, operations=[]))) == []
+    assert list(was_assessed_first(replace(book, operations=[]))) == [
+        "reached stripe, and its assessments are [] where one approval was due"
+    ]
 
 
 def test_a_hold_that_the_bank_kept_is_named() -> None:

@@ -104,3 +104,16 @@ def test_a_secret_is_kept_unless_the_user_has_one() -> None:
         for inherited in ({}, {"PAYMESH_EDGE_VAULT_KEY": "the user's"})
     ]
     assert told == ["kept", "the user's"]
+
+
+def test_the_processor_is_chosen_by_a_short_name_and_only_payment_hears_of_its_key() -> None:
+    inherited = {"PAYMESH_PROCESSOR": "stripe", "PAYMESH_STRIPE_KEY": "sk_test_1"}
+    layout = mesh.plan()
+    payment = environment_of("payment", layout, inherited)
+    assert payment["PAYMESH_PAYMENT_PROCESSOR"] == "stripe"
+    assert payment["PAYMESH_PAYMENT_STRIPE_KEY"] == "sk_test_1"
+    for instance in layout.instances:
+        if instance.name != "payment":
+            assert "sk_test_1" not in environment_of(instance.name, layout, inherited).values()
+    longer = {**inherited, "PAYMESH_PAYMENT_PROCESSOR": "bank"}
+    assert environment_of("payment", layout, longer)["PAYMESH_PAYMENT_PROCESSOR"] == "bank"

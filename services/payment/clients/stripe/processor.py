@@ -200,7 +200,7 @@ class StripeProcessor(OneByOne):
             intent = await self._find(key)
         except stripe.InvalidRequestError:
             # Not every account may search; as long as the key is remembered, a repeat tells as much.
-            if now_ms() - asked.payment.created_at_ms < KEY_LIFE_MS:
+            if _key_is_remembered(asked.payment):
                 return Absent()
             raise Unanswered("SEARCH_REFUSED", alive=True) from None
         return Absent() if intent is None else answers.authorization_of(intent)
@@ -231,7 +231,12 @@ class StripeProcessor(OneByOne):
             if unanswered.reason != "IDEMPOTENCY_KEY_REUSED":
                 raise
             return await self._cancel_what_arrived(asked)
-        return await self._cancelled(taken.id, asked.payment)
+        answer = await self._cancelled(taken.id, asked.payment)
+        if _key_is_remembered(asked.payment):
+            return answer
+        # The key was free because Stripe has forgotten it: what was made under it long ago is there nevertheless.
+        made = await self._find(key)
+        return answer if made is None else await self._cancelled(made.id, asked.payment)
 
     async def _cancel_what_arrived(self, asked: Asked) -> Authorization:
         """Cancel the authorization that was sent under the key before."""
@@ -246,7 +251,8 @@ class StripeProcessor(OneByOne):
         return await self._cancelled(made.reference, asked.payment) if isinstance(made, Approved) else made
 
     async def _cancelled(self, reference: str, payment: Payment) -> Authorization:
-        let_go = await self._let_go(reference, f"{authorize_key(payment)}/cancel", payment)
+        key = f"{authorize_key(payment)}/cancel/{reference}"  # there may be two under the first key
+        let_go = await self._let_go(reference, key, payment)
         return let_go if isinstance(let_go, Gone) else RefusedByProcessor("CANCEL_REFUSED")
 
     async def _let_go(self, reference: str, key: str, payment: Payment) -> Letting:
@@ -295,6 +301,11 @@ class StripeProcessor(OneByOne):
                 if seen > REFUNDS_MAX:
                     raise Unanswered("TOO_MANY_REFUNDS", alive=True)
         return None
+
+
+def _key_is_remembered(payment: Payment) -> bool:
+    """Whether Stripe still knows what was sent under the key of the authorization. It was sent after the intent."""
+    return now_ms() - payment.created_at_ms < KEY_LIFE_MS
 
 
 def _hold(asked: Asked) -> PaymentIntentCreateParams:
