@@ -414,7 +414,7 @@ INVARIANTS: tuple[Invariant, ...] = (
         (
             Followed("listeners"),
             *(
-                Query(service=service, offending=(), noted=queries.PARKED_EVENTS)
+                Query(service=service, offending=(), noted=("parked", queries.PARKED_EVENTS))
                 for service in ("orchestrator", "payment", "inventory", "shipping")
             ),
         ),
