@@ -23,7 +23,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo up down test test-unit test-integration test-e2e test-chaos test-month verify bench bench-audit \
+.PHONY: help demo up down test test-unit test-integration test-e2e test-chaos test-month verify bench bench-audit bench-two-phase-commit \
 	bench-reconcile proto proto-baseline fmt \
 	lock clean
 
@@ -78,6 +78,9 @@ bench-audit: $(READY) ## Measure sealing and verifying a million events on one c
 
 bench-reconcile: $(READY) ## Measure 10^4, 10^5 and 10^6 statement lines against as many items (BENCH_LINES=1000000)
 	@$(BIN)/python -m bench.reconcile $(addprefix --lines ,$(BENCH_LINES))
+
+bench-two-phase-commit: $(READY) ## Measure what the saga buys against PREPARE TRANSACTION: an experiment
+	@$(BIN)/python -m bench.two_phase_commit
 
 proto: $(READY) ## Generate clients/python from proto/
 	@$(BIN)/python proto/generate.py

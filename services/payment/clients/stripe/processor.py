@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING
 import stripe
 
 from services.kit.clock import now_ms
-from services.kit.config import load
 from services.kit.money import Money
 from services.payment.clients.fraud import Asked
 from services.payment.clients.one_by_one import CallLimits, OneByOne, Unanswered
 from services.payment.clients.processor import (
     CannotRun,
-    NotSetUp,
     authorize_key,
     movement_key,
     void_key,
@@ -35,7 +33,6 @@ from services.payment.clients.stripe.amounts import Inexpressible, to_stripe
 from services.payment.clients.stripe.answers import asking
 from services.payment.clients.stripe.cards import payment_method_of
 from services.payment.clients.stripe.settings import KEY_VARIABLE, StripeSettings
-from services.payment.config import PaymentConfig
 from services.payment.domain import (
     Absent,
     Approved,
@@ -61,17 +58,6 @@ REFUNDS_MAX = 1_000
 
 METADATA_KEY = "paymesh_key"
 """Under this name our operation's key stands in the metadata of what it made."""
-
-
-async def open_stripe(config: PaymentConfig) -> StripeProcessor:
-    """See `Opener`. Asks Stripe whether it accepts the key; should Stripe not answer at all, that can wait."""
-    settings = load(StripeSettings, "payment", "stripe")
-    if not settings.key.get_secret_value():
-        raise NotSetUp(f"set {KEY_VARIABLE} to Stripe's secret key (PAYMESH_STRIPE_KEY with `paymesh up`)")
-    processor = StripeProcessor(settings)
-    await processor.check()
-    log.info("payments may go to Stripe, with a %s key", "test" if settings.test else "live")
-    return processor
 
 
 class StripeProcessor(OneByOne):
