@@ -257,9 +257,9 @@ class Shop:
         return found
 
     async def everything(self) -> dict[str, tuple[int, int]]:
-        """For every table of every database, leases and how far events have travelled aside, its number of rows and the
-        sum of the transactions that wrote them: equal before and after means that not a row was added, changed or taken
-        away anywhere."""
+        """For every table of every database, its number of rows and the sum of the transactions that wrote them: equal
+        before and after means that not a row was added, changed or taken away anywhere. Aside from what changes by
+        itself: leases, how far events have travelled, and what was captured, gathered for its settlement."""
         tables = await asyncio.gather(*(self._written(database) for database in DATABASES))
         return {name: written for found in tables for name, written in found.items()}
 
@@ -269,7 +269,16 @@ class Shop:
             cursor = await connection.execute(
                 "SELECT table_name FROM information_schema.tables"
                 " WHERE table_schema = 'public' AND table_type = 'BASE TABLE' AND NOT table_name = ANY (%s)",
-                (["instances", "event_log", "event_batches", "inbox"],),
+                (
+                    [
+                        "instances",
+                        "event_log",
+                        "event_batches",
+                        "inbox",
+                        "settlement_items",
+                        "settlement_sweep",
+                    ],
+                ),
             )
             self._tables[database] = [name for (name,) in await cursor.fetchall()]
         counted = sql.SQL("SELECT {}, count(*), coalesce(sum(xmin::text::bigint), 0)::bigint FROM {}")

@@ -51,7 +51,11 @@ async def migrate(dsn: str, package: str) -> list[str]:
         # Two first starts at once can still collide on CREATE TABLE IF NOT EXISTS; the loser simply finds it there.
         try:
             await connection.execute(_BOOK)
-        except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable):
+        except (
+            psycopg.errors.UniqueViolation,
+            psycopg.errors.DuplicateTable,
+            psycopg.errors.DuplicateObject,
+        ):
             pass
         async with connection.transaction():
             await connection.execute("LOCK TABLE schema_migrations IN ACCESS EXCLUSIVE MODE")

@@ -138,7 +138,12 @@ async def test_reflection_lists_the_services_and_knows_their_messages(channel: g
     ]
     answers = [answer async for answer in reflection.ServerReflectionInfo(iter(questions))]
     names = {service.name for service in answers[0].list_services_response.service}
-    assert names == {NAME, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert names == {
+        NAME,
+        "paymesh.events.v1.EventLogService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
     assert answers[1].file_descriptor_response.file_descriptor_proto
 
 

@@ -366,8 +366,9 @@ def _proto_names(enum: dict[str, int], prefix: str) -> set[str]:
 
 def _check_values(constraint: str) -> set[str]:
     found = re.findall(rf"CONSTRAINT {constraint} CHECK \((.*?)\n    \)", MIGRATION, re.DOTALL)
-    assert found, constraint
-    return set(re.findall(r"'([A-Z_]*)'", found[-1]))  # the newest migration's word counts
+    # The newest migration's word counts, of those that speak of payments.
+    newest = [text for text in found if "'AUTHORIZING'" in text][-1]
+    return set(re.findall(r"'([A-Z_]*)'", newest))
 
 
 def test_states_are_the_same_in_code_contract_and_schema() -> None:
@@ -390,7 +391,7 @@ def test_unknown_outcomes_are_the_same_in_code_contract_and_schema() -> None:
 
 
 def test_accounts_are_the_same_in_code_contract_and_schema() -> None:
-    found = re.findall(r"known_account CHECK \(\s*account IN \((.*?)\)", MIGRATION)
+    found = re.findall(r"known_account CHECK \(\s*account IN \((.*?)\)", MIGRATION, re.DOTALL)
     assert set(re.findall(r"'(\w+)'", found[-1])) == set(ledger.ACCOUNTS)
     contract = (FOLDER.parents[1] / "proto/paymesh/payment/v1/ledger.proto").read_text("utf-8")
     chart = contract[contract.index("grows by") : contract.index("service LedgerService")]
@@ -412,6 +413,12 @@ def test_the_readme_names_every_knob_with_its_default() -> None:
     expected = {
         (f"`{name.upper()}`", field.default if isinstance(field.default, str) else f"{field.default:g}")
         for name, field in own.items()
-        if not name.endswith("_target")
+        if not name.endswith("_target") and name not in ("valkey_url", "bench_without_history")
     }
-    assert rows == expected | {("`FRAUD_TARGET`, `BANK_TARGET`", ""), ("`STRIPE_KEY`", "")}
+    assert rows == expected | {
+        ("`FRAUD_TARGET`, `BANK_TARGET`", ""),
+        ("`ORCHESTRATOR_TARGET`, `INVENTORY_TARGET`, `SHIPPING_TARGET`", "not heard"),
+        ("`VALKEY_URL`", "none"),
+        ("`STRIPE_KEY`", ""),
+    }
+    assert "`BENCH_WITHOUT_HISTORY`" in text
