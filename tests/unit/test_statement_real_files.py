@@ -24,7 +24,7 @@ IMPORTED = {
 REFUSED = {
     "camt/camt053.v2.five.decimals.xml": (49, "closing balance"),
     "camt/camt053.v2.minimal.xml": (54, "closing balance"),
-    "camt/camt053.v2.wrong.xml": (2, "BkToCstmrStmt/Stmt"),
+    "camt/camt053.v2.wrong.xml": (3, "BkToCstmrStmt/Stmt"),
     "camt/camt053.v4.xml": (74, "closing balance"),
     "camt/camt053.v8.xml": (74, "closing balance"),
     "mt940/jejik-abnamro.sta": (27, "closing balance"),
