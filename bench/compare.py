@@ -33,10 +33,7 @@ async def run(
     console: Console, callers: int, batch_size: int, seconds: float, *, keep: bool = False
 ) -> dict[str, Any]:
     """Measure, show, and return the results."""
-    phase = next(phase for phase in all_phases(callers, batch_size) if phase.name == PHASE)
-    share = seconds / (2 * PAIRS)
-    warm_up = min(WARM_UP_SECONDS_MAX, share / 5)
-    duration = Duration(warm_up, share - warm_up)
+    phase, duration = turn(PHASE, callers, batch_size, seconds)
     with (
         SpanSink() as sink,
         Board(console, [phase] * (2 * PAIRS), {phase.name: duration}) as board,
@@ -71,17 +68,38 @@ async def run(
     }
 
 
+def turn(phase_name: str, callers: int, batch_size: int, seconds: float) -> tuple[Phase, Duration]:
+    """A phase, and how long each of its turns is when all of them take `seconds`."""
+    phase = next(phase for phase in all_phases(callers, batch_size) if phase.name == phase_name)
+    share = seconds / (2 * PAIRS)
+    warm_up = min(WARM_UP_SECONDS_MAX, share / 5)
+    return phase, Duration(warm_up, share - warm_up)
+
+
 async def in_turns(
-    phase: Phase, duration: Duration, plain: Bench, traced: Bench
+    phase: Phase, duration: Duration, plain: Bench, other: Bench
 ) -> tuple[list[Measured], list[Measured]]:
-    """Measure one mesh and the other, `PAIRS` times."""
+    """Measure the mesh without and the mesh with what is looked at, `PAIRS` times."""
     without: list[Measured] = []
-    with_tracing: list[Measured] = []
+    with_it: list[Measured] = []
     for pair in range(PAIRS):
-        turns = [(plain, without), (traced, with_tracing)]
+        turns = [(plain, without), (other, with_it)]
         for place, (bench, into) in enumerate(turns if pair % 2 == 0 else reversed(turns)):
             into.append(await bench.measure(phase, duration, 2 * pair + place))
-    return without, with_tracing
+    return without, with_it
+
+
+def show_turns(
+    console: Console, title: str, items: str, without: Sequence[Measured], with_it: Sequence[Measured]
+) -> None:
+    """A table of every turn. `items` is what was counted."""
+    shown = Table(title=title)
+    for heading in ("", f"{items}/s", "cpu µs each", *(f"turn {number + 1}" for number in range(PAIRS))):
+        shown.add_column(heading, justify="right" if heading else "left")
+    for name, measured in (("off", without), ("on", with_it)):
+        turns = [f"{one.per_second:,.0f}" for one in measured]
+        shown.add_row(name, f"{overall(measured):,.0f}", f"{cpu_us(measured):,.0f}", *turns)
+    console.print(shown)
 
 
 def overall(measured: Sequence[Measured]) -> float:
@@ -103,13 +121,7 @@ def _told(
     problems: list[str],
 ) -> dict[str, Any]:
     lost = loss(overall(without), overall(with_tracing))
-    shown = Table(title=f"tracing {RATIO:.0%} of the orders")
-    for heading in ("", "orders/s", "cpu µs each", *(f"turn {turn + 1}" for turn in range(PAIRS))):
-        shown.add_column(heading, justify="right" if heading else "left")
-    for name, measured in (("off", without), ("on", with_tracing)):
-        turns = [f"{one.per_second:,.0f}" for one in measured]
-        shown.add_row(name, f"{overall(measured):,.0f}", f"{cpu_us(measured):,.0f}", *turns)
-    console.print(shown)
+    show_turns(console, f"tracing {RATIO:.0%} of the orders", "orders", without, with_tracing)
     cpu_ratio = ratio(cpu_us(with_tracing), cpu_us(without))
     console.print(
         f"  tracing costs {lost:.1%} of the orders a second (less than {TRACING_LOSS_MAX:.0%} wanted), "

@@ -8,29 +8,23 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from bench.board import Board
-from bench.compare import PAIRS, cpu_us, in_turns, overall
+from bench.compare import PAIRS, cpu_us, in_turns, overall, show_turns, turn
 from bench.machine import machine_facts, read_settings, revision
-from bench.phases import Duration, all_phases
 from bench.report import LEDGER_LOSS_MAX, Measured, loss, ratio
 from bench.run import Bench, audit_problems
 from bench.subject import environment_of_subject, fresh_subject
 from deploy.local.mesh import ROOT
 
 PHASE = "authorizations"
-WARM_UP_SECONDS_MAX = 1.0
 
 
 async def run(
     console: Console, callers: int, batch_size: int, seconds: float, *, keep: bool = False
 ) -> dict[str, Any]:
     """Measure, show, and return the results."""
-    phase = next(phase for phase in all_phases(callers, batch_size) if phase.name == PHASE)
-    share = seconds / (2 * PAIRS)
-    warm_up = min(WARM_UP_SECONDS_MAX, share / 5)
-    duration = Duration(warm_up, share - warm_up)
+    phase, duration = turn(PHASE, callers, batch_size, seconds)
     with Board(console, [phase] * (2 * PAIRS), {phase.name: duration}) as board:
         board.say("starts two meshes")
         environment = environment_of_subject()
@@ -63,13 +57,7 @@ def _told(
     console: Console, without: list[Measured], with_ledger: list[Measured], problems: list[str]
 ) -> dict[str, Any]:
     lost = loss(overall(without), overall(with_ledger))
-    shown = Table(title="ledger and chain of hashes")
-    for heading in ("", "authorizations/s", "cpu µs each", *(f"turn {turn + 1}" for turn in range(PAIRS))):
-        shown.add_column(heading, justify="right" if heading else "left")
-    for name, measured in (("off", without), ("on", with_ledger)):
-        turns = [f"{one.per_second:,.0f}" for one in measured]
-        shown.add_row(name, f"{overall(measured):,.0f}", f"{cpu_us(measured):,.0f}", *turns)
-    console.print(shown)
+    show_turns(console, "ledger and chain of hashes", PHASE, without, with_ledger)
     cpu_loss = loss(cpu_us(with_ledger), cpu_us(without))
     verdict = "[green]met[/]" if lost < LEDGER_LOSS_MAX else "[yellow]not met[/]"
     console.print(

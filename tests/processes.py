@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from deploy.local.ports import answers_http
 
 ROOT = Path(__file__).resolve().parent.parent
-READY_SECONDS = 90.0
+READY_SECONDS = 30.0
 
 
 def free_port() -> int:
