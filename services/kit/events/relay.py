@@ -35,9 +35,9 @@ LEASE_SECONDS = 6.0
 RENEW_SECONDS = 2.0
 STANDBY_SECONDS = 1.0
 """How often one that stands by looks whether the lease is free."""
-GATHER_SECONDS = 0.05
-"""From one round to the next at least: the first announcement after a pause leaves at once, under load a round has what
-has gathered meanwhile. Twenty rounds a second cost a service about two hundredths of a core."""
+GATHER_SECONDS = 0.25
+"""How long an announcement waits for others. A round costs the same for one as for hundreds, here and for everybody who
+listens; a lone order has ended by then and need not share its processor with the news of it."""
 GATHER_URGENT_SECONDS = 0.01
 """The same when somebody waits for what follows from it."""
 POLL_SECONDS = 0.25
@@ -93,11 +93,10 @@ class Relay:
                 hinted = self._hint.is_set()
                 self._hint.clear()
                 self._urgent = False
-                began = time.monotonic()
                 more = await self.round(hinted=hinted)
                 if more:
                     continue
-                await self._rest(began)
+                await self._rest()
         finally:
             with contextlib.suppress(Exception):
                 await self._leave()
@@ -107,7 +106,7 @@ class Relay:
             head, self._head = self._head, None
             await log.give_lease(self._database, self._name, head.sent)
 
-    async def _rest(self, began: float) -> None:
+    async def _rest(self) -> None:
         if self._head is None:
             await asyncio.sleep(STANDBY_SECONDS)
             return
@@ -115,6 +114,7 @@ class Relay:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(quiet):
                 await self._hint.wait()
+        began = time.monotonic()
         # In small steps, for what is urgent may come up meanwhile.
         while (left := began + self._gather_seconds() - time.monotonic()) > 0:
             await asyncio.sleep(min(left, GATHER_URGENT_SECONDS))
