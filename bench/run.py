@@ -48,6 +48,8 @@ class Bench:
     on_progress: OnProgress
     merchants: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
     """By phase that was carried out: those that counted, and those of its warm-up."""
+    sent: dict[str, What] = field(default_factory=dict)
+    """By phase that was carried out."""
 
     async def measure(self, phase: Phase, duration: Duration, number: int) -> Measured:
         """Carry out one phase. `number` tells apart what would otherwise be sent twice."""
@@ -57,6 +59,7 @@ class Bench:
             merchants = tuple(f"mer_{phase.name}_{number}_{one}" for one in range(MERCHANTS_PER_PHASE))
             warm_up = tuple(f"mer_{phase.name}_{number}_warm_up_{one}" for one in range(2))
         self.merchants[phase.name] = merchants, warm_up
+        self.sent[phase.name] = phase.what
         if phase.what in (What.ORDERS, What.CHOREOGRAPHED_ORDERS):
             await self.subject.stock(merchants + warm_up)
         task = Task(
@@ -91,7 +94,7 @@ class Bench:
         if not phase.after:
             return ""
         path = self.subject.mesh.folder.path / f"made-{phase.name}"
-        write_made(path, await self.subject.made(merchants))
+        write_made(path, await self.subject.made(self.sent[phase.after], merchants))
         return str(path)
 
     async def _api_keys(self, phase: Phase, merchants: Sequence[str]) -> dict[str, str]:

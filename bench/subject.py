@@ -106,14 +106,16 @@ class Subject:
             row = await (await connection.execute("SELECT count(*) FROM journal_entries")).fetchone()
             return int(row[0]) if row else 0
 
-    async def made(self, merchants: Iterable[str]) -> list[Made]:
-        """The payments of merchants, as earlier phases have left them."""
-        dsn = self.mesh.dsn("payment")
+    async def made(self, what: What, merchants: Iterable[str]) -> list[Made]:
+        """The payments of merchants that a phase has brought to its end. One that ends by the clock leaves others."""
+        service, rows = _COUNTS[what]
+        query = (
+            f"SELECT merchant_id, payment_id FROM {rows} merchant_id = ANY(%(merchants)s)"  # noqa: S608 - constants
+            " ORDER BY payment_id"
+        )
+        dsn = self.mesh.dsn(service)
         async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-            cursor = await connection.execute(
-                "SELECT merchant_id, payment_id FROM payments WHERE merchant_id = ANY(%s) ORDER BY payment_id",
-                (list(merchants),),
-            )
+            cursor = await connection.execute(query.encode(), {"merchants": list(merchants)})
             return [Made(*row) for row in await cursor.fetchall()]
 
     async def api_keys(self, merchants: Iterable[str]) -> dict[str, str]:
