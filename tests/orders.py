@@ -35,6 +35,7 @@ from paymesh.payment.v1 import payment_pb2
 from paymesh.payment.v1.payment_pb2_grpc import PaymentServiceStub
 from paymesh.shipping.v1 import shipping_pb2
 from paymesh.shipping.v1.shipping_pb2_grpc import ShippingServiceStub
+from tests.processes import spawn
 
 T = TypeVar("T")
 
@@ -357,6 +358,7 @@ async def running_shop(
         replicas=replicas,
         environment=inherited | tracing | dict(environment or {}),
         policy=policy,
+        spawn=spawn,
     )
     try:
         await mesh.start()

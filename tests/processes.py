@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.local.ports import answers_http
+from tests.nursery import Born, Nursery
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_SECONDS = 30.0
+# What starts listens within a tenth of a second; gRPC would look again after one second, and then after two.
+PROMPT = (("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 100))
 
 
 def free_port() -> int:
@@ -25,6 +29,29 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@cache
+def nursery() -> Nursery:
+    """Where the services of this run are forked."""
+    made = Nursery()
+    atexit.register(made.close)
+    return made
+
+
+def spawn(
+    program: Sequence[str],
+    *,
+    log: Path,
+    environment: Mapping[str, str],
+    death_signal: signal.Signals,
+    working_folder: Path | None = None,
+) -> Born:
+    """The nursery as a way for a mesh to start `python -m module`; see `deploy.local.child.spawn`."""
+    _, dash_m, module = program
+    assert dash_m == "-m"
+    assert death_signal == signal.SIGKILL
+    return nursery().start(module, environment, log, session=True)
 
 
 class ServiceProcess:
@@ -37,7 +64,7 @@ class ServiceProcess:
         self._speaks_http = speaks_http
         self._environment = environment
         self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Born | None = None
         self.target = next(value for key, value in environment.items() if key.endswith("_LISTEN"))
 
     def start(self) -> None:
@@ -45,10 +72,7 @@ class ServiceProcess:
         environment = {
             k: v for k, v in os.environ.items() if not k.startswith("PAYMESH_")
         } | self._environment
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", self._module], cwd=ROOT, env=environment, stdout=log, stderr=log
-            )
+        self._process = nursery().start(self._module, environment, self._log)
         self._wait_until_ready()
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
@@ -86,7 +110,7 @@ class ServiceProcess:
                 assert time.monotonic() < until, self.log()
                 time.sleep(0.05)
             return
-        with grpc.insecure_channel(self.target) as channel:
+        with grpc.insecure_channel(self.target, options=PROMPT) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)  # generated: its methods have no types
             while True:
                 if self._process.poll() is not None:

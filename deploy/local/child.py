@@ -8,9 +8,37 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from deploy.local import tether
 from deploy.local.account import Account
+
+
+class Running(Protocol):
+    """A process that was started: what we use of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def terminate(self) -> None: ...
+
+
+class Spawn(Protocol):
+    """A way to start a service; `spawn` is the one, and tests have a quicker one."""
+
+    def __call__(
+        self,
+        program: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        death_signal: signal.Signals,
+        working_folder: Path | None = None,
+    ) -> Running: ...
 
 
 def spawn(
@@ -54,7 +82,7 @@ def stop(process: subprocess.Popen[bytes], steps: Sequence[tuple[signal.Signals,
     process.wait()
 
 
-def kill_group(process: subprocess.Popen[bytes]) -> None:
+def kill_group(process: Running) -> None:
     """Kill whatever is left of the process and of its own children."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

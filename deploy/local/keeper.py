@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -67,14 +66,21 @@ class ServiceProgram:
     ready_seconds_max = READY_SECONDS_MAX
 
     def __init__(
-        self, command: Sequence[str], address: str, log: Path, environment: Mapping[str, str], folder: Path
+        self,
+        command: Sequence[str],
+        address: str,
+        log: Path,
+        environment: Mapping[str, str],
+        folder: Path,
+        spawn: child.Spawn = child.spawn,
     ) -> None:
         self.address = address
         self.log = log
         self._command = command
         self._environment = environment
         self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+        self._spawn = spawn
+        self._process: child.Running | None = None
 
     @property
     def pid(self) -> int | None:
@@ -87,7 +93,7 @@ class ServiceProgram:
     def launch(self) -> None:
         if self._process is not None:
             child.kill_group(self._process)  # workers that outlived their parent
-        self._process = child.spawn(
+        self._process = self._spawn(
             self._command,
             log=self.log,
             environment=self._environment,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.local import mesh, ports, trail
+from deploy.local import child, mesh, ports, trail
 from deploy.local.errors import UserMistake
 from deploy.local.folder import DataFolder, FolderLock
 from deploy.local.keeper import HttpServiceProgram, Keeper, ServiceProgram, StoreProgram
@@ -30,7 +30,7 @@ class Mesh:
     """A mesh on this machine. Use from one event loop, in the main thread (see `tether`).
 
     `replicas` says how many processes of a service, by name. `on_change` is called with the keeper of a
-    process each time its state changes.
+    process each time its state changes. `spawn` starts the services' processes.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Mesh:
         environment: Mapping[str, str] | None = None,
         policy: RestartPolicy | None = None,
         on_change: Callable[[Keeper], None] = lambda keeper: None,
+        spawn: child.Spawn = child.spawn,
     ) -> None:
         self.plan = mesh.plan(services, base_port=base_port, replicas=replicas)
         self.folder = DataFolder(Path(data_dir))
@@ -50,6 +51,7 @@ class Mesh:
         self._environment = dict(os.environ if environment is None else environment)
         self._policy = policy or RestartPolicy()
         self._on_change = on_change
+        self._spawn = spawn
         self._lock = FolderLock(self.folder.path / LOCK_NAME)
         self._tasks: list[asyncio.Task[None]] = []
         self.stores = Stores(
@@ -162,7 +164,7 @@ class Mesh:
         log = self.folder.log_file(instance.name)
         command = mesh.command_of(instance.service)
         program = HttpServiceProgram if instance.service.speaks_http else ServiceProgram
-        return program(command, instance.address, log, environment, mesh.ROOT)
+        return program(command, instance.address, log, environment, mesh.ROOT, self._spawn)
 
     def _settings(self, service: mesh.Service) -> Mapping[str, str]:
         owner_dsn = self.stores.owner_dsn(service.name)

@@ -203,7 +203,7 @@ async def test_a_killed_store_is_started_again_and_the_data_are_there(meshes: Me
     services = [mesh.pid("alpha"), mesh.pid("beta")]
     mesh.kill(store)
     await mesh.wait_ready(store)
-    assert mesh.restarts(store) == 1
+    assert mesh.restarts(store) >= 1  # more where what the killed one left behind takes its time to go
     assert value(mesh.dsn("alpha"), "SELECT answer FROM kept") == 42
     assert [mesh.pid("alpha"), mesh.pid("beta")] == services, "services outlive their store"
 

@@ -41,6 +41,7 @@ from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from paymesh.orchestrator.v1 import orchestrator_pb2_grpc
 from paymesh.payment.v1 import settlement_pb2, settlement_pb2_grpc
 from tests.breakages import ALL, Breakage
+from tests.processes import spawn
 
 DATABASES = ("orchestrator", "inventory", "shipping", "payment", "fraud", "bank")
 MERCHANT = "mer_audit"
@@ -88,7 +89,7 @@ def _keep_pristine(server: EmbeddedPostgres) -> None:
 
 
 async def _make_books(folder: Path) -> tuple[list[Report], dict[str, pb.Order]]:
-    mesh = Mesh(folder, base_port=free_base_port(plan()))
+    mesh = Mesh(folder, base_port=free_base_port(plan()), spawn=spawn)
     await mesh.start()
     try:
         async with open_channel(mesh.targets["inventory"]) as channel:
