@@ -104,7 +104,7 @@ async def test_the_payment_of_an_order_stays_its_payment(merchant: Merchant) -> 
     for action, body in (("void", {}), ("capture", {}), ("refund", {}), ("increment", {"amount": 1})):
         refused = await merchant.post(f"{path}/{action}", body)
         assert problem(refused) == (422, "payment_of_an_order"), action
-        assert refused.json()["facts"] == {"order_id": placed["id"]}
+        assert refused.json()["facts"] == {"order_id": placed["id"], "payment_id": placed["payment_id"]}
     assert problem(await merchant.post(PAYMENTS, authorization(order_id=placed["id"]))) == (
         400,
         "invalid_request",

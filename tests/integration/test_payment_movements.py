@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -556,3 +557,60 @@ async def test_the_database_itself_refuses_amounts_that_cannot_be(shop: Shop, ch
 async def test_a_void_of_an_untouched_payment_is_as_it_was(shop: Shop) -> None:
     payment = await _ready(shop, "capture")
     assert (await shop.void("v1", payment.payment_id)).state == VOIDED
+
+
+async def _as_saga(shop: Shop, rpc: str, key: str, wish: Any, caller: str = "orchestrator") -> pb.Payment:
+    metadata = (*with_key(key), ("paymesh-caller", caller))
+    answer = await getattr(shop.stub, rpc)(wish, metadata=metadata)
+    payment: pb.Payment = answer.payment
+    return payment
+
+
+@pytest.mark.parametrize("what", ["capture", "refund", "increment", "void"])
+async def test_the_money_of_an_order_is_moved_by_its_sagas_alone(shop: Shop, what: str) -> None:
+    """Nobody else moves it, with a name or a key that looks like it or with their neighbours in a set; and the sagas
+    find it as they left it."""
+    number = uuid.uuid4().hex
+    order_id, saga = f"ord_{number}", f"saga_{number}"
+    held = await _as_saga(shop, "AuthorizePayment", f"{saga}/authorize", shop.wish(order_id))
+    if what == "refund":
+        wish = shop.move_wish("capture", held.payment_id)
+        held = await _as_saga(shop, "CapturePayment", f"{saga}/capture", wish)
+    own = await _ready(shop, what)
+    name, wish = (
+        ("VoidPayment", shop.void_wish(held.payment_id))
+        if what == "void"
+        else (MOVES[what][0], shop.move_wish(what, held.payment_id, 100))
+    )
+    events = len((await shop.get(held.payment_id)).events)
+    for caller, key in (("orchestrator", "k-1"), ("shop", f"{saga}/{what}"), ("orchestrator", f"{saga}")):
+        for _ in range(2):
+            error = await failure_of(
+                getattr(shop.stub, name)(wish, metadata=(*with_key(key), ("paymesh-caller", caller)))
+            )
+            assert (error.kind, error.reason) == (Kind.REFUSED, "PAYMENT_OF_AN_ORDER")
+            assert error.facts == {"payment_id": held.payment_id, "order_id": order_id}
+            assert "ReturnOrder" in str(error)
+    if what != "void":
+        neighbours = await shop.move_all(
+            what, ("n-1", wish), ("n-2", shop.move_wish(what, own.payment_id, 100))
+        )
+        assert [failure_error(r.failure).reason if r.HasField("failure") else "" for r in neighbours] == [
+            "PAYMENT_OF_AN_ORDER",
+            "",
+        ]
+    assert len((await shop.get(held.payment_id)).events) == events
+    moved = await _as_saga(shop, name, f"saga_{uuid.uuid4().hex}/{what}", wish)
+    assert moved.version == events + 2
+
+
+@pytest.mark.parametrize("key", ["k-1", "saga_{}/authorize", "saga_1/authorize"])
+async def test_a_reference_that_looks_like_an_order_leaves_a_payment_to_its_caller(
+    shop: Shop, key: str
+) -> None:
+    number = uuid.uuid4().hex
+    payment = await shop.authorize(key.format(number), shop.wish(f"ord_{number}"))
+    captured = await shop.move("capture", "c-1", payment.payment_id, 600)
+    assert _minor(captured) == (1_000, 400, 600, 0)
+    await shop.move("refund", "r-1", payment.payment_id)
+    assert _minor(await shop.void("v-1", payment.payment_id)) == (1_000, 0, 600, 600)

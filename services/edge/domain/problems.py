@@ -136,13 +136,6 @@ def order_id_taken() -> Problem:
     return malformed("order_id", f"may not begin with {ORDER_PREFIX}, as the orders do that are placed here")
 
 
-def payment_of_an_order(order_id: str) -> Problem:
-    """An order's money moves with the order: otherwise it would be captured of goods that have not left, or let go of
-    while the order says that it is paid for."""
-    detail = f"this payment has the money of {order_id}: dispatch, cancel or return the order instead"
-    return Problem(422, "payment_of_an_order", detail, facts={"order_id": order_id})
-
-
 def lines_and_amount(missing: str) -> Problem:
     """A part of an order comes back for an amount that the shop names, or all of it for all that is left."""
     text = "is required with lines" if missing == "amount" else "are required with an amount"

@@ -188,14 +188,12 @@ class Payments:
         request: Request,
         response: Response,
     ) -> dict[str, Any]:
-        """A change of a payment that is there. An amount is in the payment's currency. That and the order it is for
-        never change, so a repeat finds them as they were."""
+        """A change of a payment that is there. An amount is in the payment's currency. That never changes, so a repeat
+        finds it as it was."""
         wish.merchant_id, wish.payment_id = merchant_of(request), payment_id
         key = key_of(request)
-        payment = (await self._read(wish.merchant_id, payment_id)).payment
-        if payment.order_id.startswith(problems.ORDER_PREFIX):
-            raise Declined(problems.payment_of_an_order(payment.order_id))
         if amount is not None:
+            payment = (await self._read(wish.merchant_id, payment_id)).payment
             wish.amount.CopyFrom(money(amount, payment.amount.currency))
         return await self._change(method, wish, key, response)
 

@@ -23,6 +23,12 @@ from services.payment.domain.answers import (
     intent_number,
     same_intent,
 )
+from services.payment.domain.belonging import (
+    begun_by_a_saga,
+    may_be_of_an_order,
+    moved_by_a_saga,
+    payment_of_an_order,
+)
 from services.payment.domain.events import (
     Event,
     EventType,
@@ -104,16 +110,20 @@ __all__ = [
     "answer_to_movement",
     "answer_to_void",
     "apply",
+    "begun_by_a_saga",
     "fee_for",
     "first_outcome",
     "fold",
     "in_progress",
     "initiate",
     "intent_number",
+    "may_be_of_an_order",
+    "moved_by_a_saga",
     "no_payment",
     "not_written_down",
     "nothing_authorized",
     "order_already_paid",
+    "payment_of_an_order",
     "request_capture",
     "request_expiry",
     "request_increment",

@@ -24,6 +24,7 @@ from services.payment import domain, store
 from services.payment.clients import Processor
 from services.payment.config import PaymentConfig
 from services.payment.domain import Event, FeePlan, Move, Payment
+from services.payment.service.belonging import find_untouchable
 from services.payment.service.outcomes import (
     CAPTURE,
     INCREMENT,
@@ -96,18 +97,22 @@ class Movements:
         fresh: list[Command[Move]],
     ) -> list[Outcome[Any] | None]:
         """Lock, decide in order, save. A second command for a payment in the set finds it busy with the first."""
-        payments = await store.lock_payments(tx, [c.request.key for c in fresh])
+        keys = [c.request.key for c in fresh]
+        payments = await store.lock_payments(tx, keys)
+        untouchable = await find_untouchable(tx, fresh, keys, payments)
         plans = await store.list_fee_plans(tx, [c.merchant_id for c in fresh]) if kind.costs else {}
         now = now_ms()
         outcomes: list[Outcome[Any] | None] = []
         requested: list[Payment] = []
         records: list[store.Record] = []
-        for c in fresh:
+        for c, of_an_order in zip(fresh, untouchable, strict=True):
             wish = c.request
             payment = payments.get(wish.key)
             decision: Event | PaymeshError
             if payment is None:
                 decision = domain.no_payment(wish.payment_id)
+            elif of_an_order:
+                decision = domain.payment_of_an_order(payment)
             else:
                 plan = plans.get((payment.merchant_id, payment.amount.currency), domain.NO_FEE)
                 decision = kind.request(payment, wish, plan, c.caller, c.key, now)

@@ -26,6 +26,7 @@ from services.payment.clients import Asked, FraudClient, Processors
 from services.payment.config import PaymentConfig
 from services.payment.domain import Authorize, ByKey, Event, Move, Payment, Verdict, Void
 from services.payment.service import messages
+from services.payment.service.belonging import find_untouchable
 from services.payment.service.messages import message_of
 from services.payment.service.movements import CAPTURES, INCREMENTS, REFUNDS, Movements
 from services.payment.service.outcomes import AUTHORIZE, VOID, Told, conclude, still_open
@@ -193,13 +194,16 @@ class PaymentService:
             arrived = await bar(tx, AUTHORIZE.method, undone, AUTHORIZE.pack) if undone else {}
             ids = [(c.merchant_id, _payment_id(c, arrived)) for c in fresh]
             payments = await store.lock_payments(tx, ids)
+            untouchable = await find_untouchable(tx, fresh, ids, payments)
             outcomes: list[Outcome[pb.VoidPaymentResponse] | None] = []
             requested: list[Payment] = []
             records: list[store.Record] = []
-            for command, key in zip(fresh, ids, strict=True):
+            for command, key, of_an_order in zip(fresh, ids, untouchable, strict=True):
                 payment = payments.get(key)
                 decision: Event | Payment | PaymeshError
-                if payment is not None:
+                if payment is not None and of_an_order:
+                    decision = domain.payment_of_an_order(payment)
+                elif payment is not None:
                     decision = domain.request_void(payment, command.request.note, command.caller, command.key)
                 elif isinstance(command.request.target, ByKey):
                     decision = domain.nothing_authorized(command.merchant_id)

@@ -26,6 +26,7 @@ from services.payment.store.months import count_elsewhere, create_months
 from services.payment.store.payments import (
     Record,
     count_waiting,
+    find_beginnings,
     find_payment,
     insert_events,
     insert_payments,
@@ -95,6 +96,7 @@ __all__ = [
     "count_waiting",
     "create_months",
     "find_account",
+    "find_beginnings",
     "find_fee_plan",
     "find_horizon",
     "find_last_checkpoint",

@@ -314,6 +314,19 @@ async def list_events(tx: Transaction, keys: Sequence[PaymentKey]) -> list[Recor
     ]
 
 
+async def find_beginnings(tx: Transaction, keys: Sequence[PaymentKey]) -> dict[PaymentKey, tuple[str, str]]:
+    """Who began payments, and under which idempotency keys; without those whose events were taken away."""
+    rows = await tx.fetch(
+        """
+        SELECT merchant_id, payment_id, data->>'caller', data->>'idempotency_key' FROM payment_events
+        WHERE (merchant_id, payment_id) IN (SELECT * FROM unnest(%(merchants)s::text[], %(ids)s::text[]))
+          AND version = 1
+        """,
+        {"merchants": [m for m, _ in keys], "ids": [p for _, p in keys]},
+    )
+    return {(row[0], row[1]): (row[2], row[3]) for row in rows}
+
+
 async def find_payment(tx: Transaction, key: PaymentKey) -> Payment | None:
     """One payment."""
     rows = await tx.fetch(

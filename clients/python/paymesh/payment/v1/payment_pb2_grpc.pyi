@@ -27,6 +27,12 @@ class PaymentServiceStub:
     One payment has one operation under way at a time. While it waits for the
     processor, or the outcome is unknown, every other operation on it is ABORTED
     (KIND_IN_PROGRESS) and has no effect: ask again with the same key.
+
+    The money of an order that the orchestrator places moves with the order.
+    Whoever wants to capture, refund, void or increment it otherwise is refused
+    with PAYMENT_OF_AN_ORDER (facts `order_id`, `payment_id`), on every repeat:
+    use DispatchOrder, CancelOrder or ReturnOrder. An order_id of a caller's own
+    does not make a payment an order's.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -45,7 +51,8 @@ class PaymentServiceStub:
     REFUNDED) is returned as it is. Of a PARTIALLY_CAPTURED payment the rest
     is let go; it becomes CAPTURED, or what its refunds make of it. Refused
     with PAYMENT_CAPTURED when nothing is held but money was taken (refund it
-    instead) or VOID_REFUSED (the processor will not let go). While the outcome
+    instead), PAYMENT_OF_AN_ORDER (see above) or VOID_REFUSED (the processor
+    will not let go). While the outcome
     of its authorization is unknown the void is ABORTED (KIND_IN_PROGRESS): ask
     again with the same key. When named by an authorize_key that never arrived,
     that authorization is barred for ever and an empty payment in state VOIDED
@@ -59,8 +66,9 @@ class PaymentServiceStub:
     first result and takes nothing more; a second call with another key is
     another capture. Refused with NOTHING_TO_CAPTURE (nothing is held),
     CAPTURE_EXCEEDS_HOLD, AUTHORIZATION_EXPIRED, CURRENCY_MISMATCH,
-    TOO_MANY_EVENTS (the payment has had 1,000) or CAPTURE_REFUSED (by the
-    processor; nothing was taken and the hold is as before). NOT_FOUND for an
+    PAYMENT_OF_AN_ORDER (see above), TOO_MANY_EVENTS (the payment has had
+    1,000) or CAPTURE_REFUSED (by the processor; nothing was taken and the hold
+    is as before). NOT_FOUND for an
     unknown payment. The merchant is charged a fee by its plan, see FeePlan.
     """
     BatchCapturePayments: _aio.UnaryUnaryMultiCallable[_payment_pb2.BatchCapturePaymentsRequest, _payment_pb2.BatchCapturePaymentsResponse]
@@ -72,8 +80,9 @@ class PaymentServiceStub:
     sum never exceeds what was captured. A repeat with the key returns the
     first result and gives nothing more; a second call with another key is
     another refund. Refused with NOTHING_TO_REFUND (nothing captured is left),
-    REFUND_EXCEEDS_CAPTURED, CURRENCY_MISMATCH, TOO_MANY_EVENTS or
-    REFUND_REFUSED (by the processor; nothing was given back). NOT_FOUND for an
+    REFUND_EXCEEDS_CAPTURED, CURRENCY_MISMATCH, PAYMENT_OF_AN_ORDER (see
+    above), TOO_MANY_EVENTS or REFUND_REFUSED (by the processor; nothing was
+    given back). NOT_FOUND for an
     unknown payment. Fees are not given back.
     """
     BatchRefundPayments: _aio.UnaryUnaryMultiCallable[_payment_pb2.BatchRefundPaymentsRequest, _payment_pb2.BatchRefundPaymentsResponse]
@@ -87,7 +96,7 @@ class PaymentServiceStub:
     with NOT_AUTHORIZED (the payment is in another state, for example because
     some of it was captured), AUTHORIZATION_EXPIRED, CURRENCY_MISMATCH,
     INCREMENT_TOO_LARGE (more than 1,000,000,000,000 would be held),
-    TOO_MANY_EVENTS or INCREMENT_DECLINED (by the card's bank: nothing more is
+    PAYMENT_OF_AN_ORDER (see above), TOO_MANY_EVENTS or INCREMENT_DECLINED (by the card's bank: nothing more is
     held, the fact `decline_reason` says why, and the payment stays
     AUTHORIZED). NOT_FOUND for an unknown payment.
     """
@@ -116,6 +125,12 @@ class PaymentServiceServicer:
     One payment has one operation under way at a time. While it waits for the
     processor, or the outcome is unknown, every other operation on it is ABORTED
     (KIND_IN_PROGRESS) and has no effect: ask again with the same key.
+
+    The money of an order that the orchestrator places moves with the order.
+    Whoever wants to capture, refund, void or increment it otherwise is refused
+    with PAYMENT_OF_AN_ORDER (facts `order_id`, `payment_id`), on every repeat:
+    use DispatchOrder, CancelOrder or ReturnOrder. An order_id of a caller's own
+    does not make a payment an order's.
     """
 
     def AuthorizePayment(
@@ -147,7 +162,8 @@ class PaymentServiceServicer:
         REFUNDED) is returned as it is. Of a PARTIALLY_CAPTURED payment the rest
         is let go; it becomes CAPTURED, or what its refunds make of it. Refused
         with PAYMENT_CAPTURED when nothing is held but money was taken (refund it
-        instead) or VOID_REFUSED (the processor will not let go). While the outcome
+        instead), PAYMENT_OF_AN_ORDER (see above) or VOID_REFUSED (the processor
+        will not let go). While the outcome
         of its authorization is unknown the void is ABORTED (KIND_IN_PROGRESS): ask
         again with the same key. When named by an authorize_key that never arrived,
         that authorization is barred for ever and an empty payment in state VOIDED
@@ -171,8 +187,9 @@ class PaymentServiceServicer:
         first result and takes nothing more; a second call with another key is
         another capture. Refused with NOTHING_TO_CAPTURE (nothing is held),
         CAPTURE_EXCEEDS_HOLD, AUTHORIZATION_EXPIRED, CURRENCY_MISMATCH,
-        TOO_MANY_EVENTS (the payment has had 1,000) or CAPTURE_REFUSED (by the
-        processor; nothing was taken and the hold is as before). NOT_FOUND for an
+        PAYMENT_OF_AN_ORDER (see above), TOO_MANY_EVENTS (the payment has had
+        1,000) or CAPTURE_REFUSED (by the processor; nothing was taken and the hold
+        is as before). NOT_FOUND for an
         unknown payment. The merchant is charged a fee by its plan, see FeePlan.
         """
 
@@ -194,8 +211,9 @@ class PaymentServiceServicer:
         sum never exceeds what was captured. A repeat with the key returns the
         first result and gives nothing more; a second call with another key is
         another refund. Refused with NOTHING_TO_REFUND (nothing captured is left),
-        REFUND_EXCEEDS_CAPTURED, CURRENCY_MISMATCH, TOO_MANY_EVENTS or
-        REFUND_REFUSED (by the processor; nothing was given back). NOT_FOUND for an
+        REFUND_EXCEEDS_CAPTURED, CURRENCY_MISMATCH, PAYMENT_OF_AN_ORDER (see
+        above), TOO_MANY_EVENTS or REFUND_REFUSED (by the processor; nothing was
+        given back). NOT_FOUND for an
         unknown payment. Fees are not given back.
         """
 
@@ -219,7 +237,7 @@ class PaymentServiceServicer:
         with NOT_AUTHORIZED (the payment is in another state, for example because
         some of it was captured), AUTHORIZATION_EXPIRED, CURRENCY_MISMATCH,
         INCREMENT_TOO_LARGE (more than 1,000,000,000,000 would be held),
-        TOO_MANY_EVENTS or INCREMENT_DECLINED (by the card's bank: nothing more is
+        PAYMENT_OF_AN_ORDER (see above), TOO_MANY_EVENTS or INCREMENT_DECLINED (by the card's bank: nothing more is
         held, the fact `decline_reason` says why, and the payment stays
         AUTHORIZED). NOT_FOUND for an unknown payment.
         """
