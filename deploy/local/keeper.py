@@ -20,6 +20,8 @@ from deploy.local.restarts import RestartPolicy, RestartRecord
 from deploy.local.valkey import EmbeddedValkey
 
 POLL_SECONDS = 0.05
+ENDED_POLL_SECONDS = 0.2
+"""How often it is looked whether a program is still there: an idle mesh should not be busy with that."""
 PROBE_SECONDS = 1.0
 READY_SECONDS_MAX = 60.0
 STORE_READY_SECONDS_MAX = 330.0
@@ -254,7 +256,7 @@ class Keeper:
 
     async def _until_ended(self) -> None:
         while self.program.pid is not None:
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(ENDED_POLL_SECONDS)
 
     async def _end_what_hangs(self) -> None:
         if self.program.pid is not None:

@@ -42,12 +42,12 @@ class PaymentConfig(EventsConfig):
     """After so many attempts an authorization that never became known is cancelled by its key: with the waits above,
     about a minute of trying."""
     resolve_poll_ms: int = Field(default=100, ge=10)
-    """How often the resolver looks for work when it found none."""
+    """How often the resolver looks for work when it found none; ten times as rarely while nothing is due soon."""
     settle_after_seconds: float = Field(default=600.0, ge=0, le=86_400)
     """How long after the end of a day, UTC, its settlements are made: when the last captures of the day are known."""
     settle_look_seconds: float = Field(default=60.0, gt=0, le=3_600)
     """How often the runner gathers what was captured and looks whether a day has to be settled."""
-    settle_poll_ms: int = Field(default=500, ge=10)
+    settle_poll_ms: int = Field(default=2_000, ge=10)
     """How often it looks for settlements to carry on when it found none."""
     settle_seconds: float = Field(default=15.0, gt=0, le=60)
     """How long the bank may take over a settlement before its outcome counts as unknown: ten thousand items take it a

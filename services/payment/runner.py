@@ -45,9 +45,11 @@ from services.payment.service.outcomes import AUTHORIZE, OPERATIONS, VOID, Told,
 log = logging.getLogger(__name__)
 
 TAKE_MAX = 200
+QUIET_POLLS = 10
+"""While nothing is due, only every so-manieth time is looked: for what becomes due earlier than all there was."""
 ROUND_SECONDS = 10.0
 """Time for one round; also for how long taken payments are left alone by other resolvers."""
-WATCH_SECONDS = 2.0
+WATCH_SECONDS = 5.0
 """How old the numbers about waiting payments may be; alerts look at minutes."""
 
 WAITING = Gauge("paymesh_payment_waiting", "Payments that wait for the processor.")
@@ -99,8 +101,10 @@ class Resolver:
     async def run(self) -> None:
         """Resolve for ever."""
         while True:
-            if not await self.resolve_due():
-                await asyncio.sleep(self._poll_seconds)
+            due_seconds = await store.find_next_due_seconds(self._database)
+            if due_seconds > 0 or not await self.resolve_due():
+                quiet = min(due_seconds, self._poll_seconds * QUIET_POLLS)
+                await asyncio.sleep(max(quiet, self._poll_seconds))
 
     async def resolve_due(self) -> int:
         """One round: take what is due and try to finish it. Returns how many were taken."""

@@ -19,7 +19,7 @@ from services.kit.rpc.failures import as_error
 log = logging.getLogger(__name__)
 
 ASIDE_POLL_SECONDS = 0.1
-ASIDE_QUIET_SECONDS = 2.0
+ASIDE_QUIET_SECONDS = 5.0
 """How often events that another process has set aside are looked for."""
 ASIDE_LEASE_SECONDS = 30.0
 AGAIN_SECONDS = 0.5
@@ -52,24 +52,27 @@ class SetAside:
         while True:
             self._hint.clear()
             try:
-                taken = await inbox.take_aside(
-                    self._database, self._place, wire.LIST_MAX, ASIDE_LEASE_SECONDS
-                )
-                if taken:
-                    await self._try_again(taken)
+                count = await inbox.count_aside(self._database, self._place)
+                self._waiting.set(count.waiting)
+                self._parked.set(count.parked)
+                if count.due and await self._take():
                     continue
-                waiting, parked = await inbox.count_aside(self._database, self._place)
-                self._waiting.set(waiting - parked)
-                self._parked.set(parked)
-                if waiting == 0 and not self._hint.is_set():
+                if not (count.waiting or count.parked or self._hint.is_set()):
                     self.maybe = False
-                quiet = ASIDE_POLL_SECONDS if waiting > parked else ASIDE_QUIET_SECONDS
+                quiet = ASIDE_POLL_SECONDS if count.waiting else ASIDE_QUIET_SECONDS
             except PaymeshError as error:
                 log.warning("%s: %s", self._name, error)
                 quiet = AGAIN_SECONDS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(quiet):
                     await self._hint.wait()
+
+    async def _take(self) -> bool:
+        """Try what can be tried now. Whether there was anything."""
+        taken = await inbox.take_aside(self._database, self._place, wire.LIST_MAX, ASIDE_LEASE_SECONDS)
+        if taken:
+            await self._try_again(taken)
+        return bool(taken)
 
     async def _try_again(self, taken: Sequence[Aside]) -> None:
         try:

@@ -227,14 +227,27 @@ def save_failures(
     )
 
 
-async def count_aside(database: Database, place: Place) -> tuple[int, int]:
-    """How many events are set aside, and how many of them are parked."""
+class AsideCount(NamedTuple):
+    """How many events are set aside."""
+
+    waiting: int
+    """For another try."""
+    due: int
+    """Of these, for one now, if none of the same aggregate stands before them."""
+    parked: int
+
+
+async def count_aside(database: Database, place: Place) -> AsideCount:
+    """What is set aside."""
     rows = await database.fetch(
-        "SELECT count(*), count(parked_at) FROM events_set_aside"
-        " WHERE listener = %(listener)s AND source = %(source)s",
+        """
+        SELECT count(*) FILTER (WHERE parked_at IS NULL),
+               count(*) FILTER (WHERE parked_at IS NULL AND due_at <= now()), count(parked_at)
+        FROM events_set_aside WHERE listener = %(listener)s AND source = %(source)s
+        """,
         place._asdict(),
     )
-    return rows[0][0], rows[0][1]
+    return AsideCount(*rows[0])
 
 
 class Parked(NamedTuple):

@@ -61,6 +61,9 @@ GAP_SECONDS = 0.1
 GAP_POLL_SECONDS = 0.02
 WITHOUT_BUS_SECONDS = 0.5
 """How often the source is asked while the bus is away, or there is none."""
+SILENCES_ASKED = 5
+"""Of a bus that stays silent, every so-manieth time it is, the source is asked whether there is really nothing; and the
+first two times. What the bus has lost shows at once when something comes behind it."""
 CLAIM_SECONDS = 5.0
 """How often entries are looked for that another process has read and not applied."""
 STORE_SECONDS = 1.0
@@ -125,6 +128,7 @@ class Listener:
         self._from_now = from_now
         self._joined = False
         self._bus_away = False
+        self._silences = 0
         self._claim_at = 0.0
         self._aside = SetAside(database, self._handling)
         self._behind = BEHIND.labels(*self._place)
@@ -161,9 +165,13 @@ class Listener:
             try:
                 entries = await self._receive()
                 if entries:
+                    self._silences = 0
                     await self._take(cursor, entries)
-                else:
+                elif self._may_have_missed():
+                    before = cursor.position
                     await self._catch_up(cursor, cursor.position)
+                    if cursor.position != before:
+                        self._silences = 0
                 await self._store(cursor)
             except (Retryable, Unknown) as error:
                 log.warning("%s: %s", self.name, error)
@@ -183,6 +191,13 @@ class Listener:
         cursor.stored = position
         self._aside.maybe = True
 
+    def _may_have_missed(self) -> bool:
+        """Whether to ask the source, now that nothing came from the bus."""
+        if self._bus is None or self._bus_away:
+            return True
+        self._silences += 1
+        return self._silences <= 2 or self._silences % SILENCES_ASKED == 0
+
     async def _receive(self) -> list[Entry]:
         """What the bus has; none after a while, and none while it is away."""
         if self._bus is None:
@@ -192,6 +207,7 @@ class Listener:
             if not self._joined:
                 await self._bus.join(*reversed(self._place))
                 self._joined = True
+                self._silences = 0
             if time.monotonic() >= self._claim_at:
                 self._claim_at = time.monotonic() + CLAIM_SECONDS
                 claimed = await self._bus.claim(self._place.source, self._place.listener, ENTRIES_AT_ONCE)

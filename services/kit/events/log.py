@@ -22,6 +22,10 @@ HOLE_SECONDS = 120
 the relay that was committed to another, so that a commit which waits for a standby cannot outlast it either."""
 
 
+SHARED_SECONDS = 10.0
+"""How long one that stands by is believed to be there."""
+
+
 class Head(NamedTuple):
     """How far the log is."""
 
@@ -31,6 +35,8 @@ class Head(NamedTuple):
     holes: tuple[int, ...]
     noticed_at: tuple[int, ...]
     swept_at: int
+    shared: bool = False
+    """Whether other processes announce, too; as of when the lease was taken."""
 
 
 class Event(NamedTuple):
@@ -61,7 +67,13 @@ WHERE name IN (
     SELECT name FROM event_log
     WHERE name = 'outbox' AND (relay = %(relay)s OR lease_until < now()) FOR UPDATE SKIP LOCKED
 )
-RETURNING {_HEAD}
+RETURNING {_HEAD}, standby_at > now() - make_interval(secs => %(shared)s)
+"""
+
+_STAND_BY = """
+UPDATE event_log SET standby_at = now() WHERE name IN (
+    SELECT name FROM event_log WHERE name = 'outbox' FOR UPDATE SKIP LOCKED
+)
 """
 
 _LOCK = f"""
@@ -114,8 +126,12 @@ async def take_lease(database: Database, relay: str, seconds: float, sent: int) 
     lease."""
 
     async def work(tx: Transaction) -> Head | None:
-        rows = await tx.fetch(_TAKE, {"relay": relay, "seconds": seconds, "sent": sent})
-        return _head(rows[0]) if rows else None
+        params = {"relay": relay, "seconds": seconds, "sent": sent, "shared": SHARED_SECONDS}
+        rows = await tx.fetch(_TAKE, params)
+        if rows:
+            return _head(rows[0])._replace(shared=rows[0][-1])
+        tx.later(_STAND_BY)
+        return None
 
     return await database.transact(work)
 
@@ -153,7 +169,7 @@ async def number(database: Database, relay: str, head: Head, lease_seconds: floa
         rows = await locked
         if not rows:
             return None
-        true, now = _head(rows[0]), rows[0][-1]
+        true, now = _head(rows[0])._replace(shared=head.shared), rows[0][-1]
         if true[2:5] != head[2:5]:
             return true  # what was looked for is not what had to be looked for; the next round does
         ids = [row[0] for row in await found]
@@ -197,6 +213,7 @@ def numbered(head: Head, ids: Sequence[int], sent: int, now: int) -> Head:
         tuple(holes),
         tuple(holes.values()),
         now,
+        head.shared,
     )
 
 

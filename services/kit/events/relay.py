@@ -40,14 +40,16 @@ GATHER_SECONDS = 0.25
 listens; a lone order has ended by then and need not share its processor with the news of it."""
 GATHER_URGENT_SECONDS = 0.01
 """The same when somebody waits for what follows from it."""
-POLL_SECONDS = 0.25
-"""How often a quiet outbox is looked at. What this process has announced it is told of; this is for other processes."""
-POLL_BUSY_SECONDS = 0.05
-"""As long as other processes announce."""
+POLL_SECONDS = 2.0
+"""How often a quiet outbox is looked at. What this process has announced it is told of."""
+POLL_SHARED_SECONDS = 0.25
+"""The same where other processes stand by, for they announce, too."""
+POLL_BUSY_SECONDS = 0.1
+"""As long as they do."""
 SENT_LATE_MAX = 100_000
 """Events that are sent late at most. Older ones would fall off the other end of the stream, and whoever listens has
 asked for them long ago."""
-WATCH_SECONDS = 2.0
+WATCH_SECONDS = 5.0
 """How old the numbers about the backlog may be; alerts look at minutes."""
 BACKLOG_COUNT_MAX = 10_000
 FORGET_SECONDS = 60.0
@@ -79,12 +81,13 @@ class Relay:
         self._watch_at = 0.0
         self._forget_at = 0.0
         self._found_at = 0.0
-        self._urgent = False
+        self._urgent = asyncio.Event()
 
     def hint(self, urgent: bool = False) -> None:
         """Something was announced in this process, and is committed."""
-        self._urgent = self._urgent or urgent
         self._hint.set()
+        if urgent:
+            self._urgent.set()
 
     async def run(self) -> None:
         """Relay for ever."""
@@ -92,7 +95,7 @@ class Relay:
             while True:
                 hinted = self._hint.is_set()
                 self._hint.clear()
-                self._urgent = False
+                self._urgent.clear()
                 more = await self.round(hinted=hinted)
                 if more:
                     continue
@@ -110,17 +113,11 @@ class Relay:
         if self._head is None:
             await asyncio.sleep(STANDBY_SECONDS)
             return
-        quiet = POLL_BUSY_SECONDS if time.monotonic() - self._found_at < 1.0 else POLL_SECONDS
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(quiet):
-                await self._hint.wait()
-        began = time.monotonic()
-        # In small steps, for what is urgent may come up meanwhile.
-        while (left := began + self._gather_seconds() - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, GATHER_URGENT_SECONDS))
-
-    def _gather_seconds(self) -> float:
-        return GATHER_URGENT_SECONDS if self._urgent else GATHER_SECONDS
+        busy = time.monotonic() - self._found_at < 1.0
+        shared = POLL_BUSY_SECONDS if busy else POLL_SHARED_SECONDS
+        if await _is_set(self._hint, shared if self._head.shared else POLL_SECONDS):
+            if await _is_set(self._urgent, GATHER_SECONDS):
+                await asyncio.sleep(GATHER_URGENT_SECONDS)
 
     async def round(self, *, hinted: bool = False) -> bool:
         """Number and send what is there; when `hinted` there is something. Returns whether there is more."""
@@ -189,3 +186,11 @@ class Relay:
         if head is not None and self._keep_seconds and now >= self._forget_at:
             gone = await log.forget(self._database, self._keep_seconds, FORGET_BATCHES_MAX)
             self._forget_at = now if gone else now + FORGET_SECONDS
+
+
+async def _is_set(event: asyncio.Event, seconds: float) -> bool:
+    """Whether it is, or becomes so in that time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()

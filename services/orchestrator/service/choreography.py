@@ -112,8 +112,7 @@ class Observer:
     async def watch_the_clock(self) -> None:
         """Turn back, for ever, what has taken too long, and call a person for what cannot be undone either."""
         while True:
-            turned = await self._database.transact(self._turn_back)
-            parked = await self._database.transact(self._park)
+            turned, parked = await self._database.transact(self._end_what_is_overdue)
             for saga, answer in parked:
                 self._ends.pop(saga.key, None)
                 log.error("saga %s is parked: %s", saga.saga_id, saga.reason)
@@ -137,6 +136,9 @@ class Observer:
             for one in found:
                 if one.saga.state.ended:
                     self._answer(one.saga, _answer(one.saga, one.input))
+
+    async def _end_what_is_overdue(self, tx: Transaction) -> tuple[int, list[tuple[Saga, Answer[Any]]]]:
+        return await self._turn_back(tx), await self._park(tx)
 
     async def _turn_back(self, tx: Transaction) -> int:
         overdue = await store.lock_overdue(tx, State.RUNNING, self._turn_seconds, OVERDUE_MAX)

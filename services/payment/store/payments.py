@@ -247,6 +247,18 @@ def postpone(tx: Transaction, delays: Sequence[tuple[PaymentKey, float]]) -> Non
     )
 
 
+async def find_next_due_seconds(database: Database) -> float:
+    """In how many seconds the next payment that waits for the processor is due; not positive for one that is,
+    infinite when none waits."""
+    rows = await database.fetch(
+        """
+        SELECT coalesce(extract(epoch FROM min(resolve_at) - now()), 'Infinity')::float8 FROM payments
+        WHERE state IN ('AUTHORIZING', 'VOIDING', 'INCREMENTING', 'CAPTURING', 'REFUNDING')
+        """
+    )
+    return float(rows[0][0])
+
+
 async def take_unresolved(tx: Transaction, limit: int, lease_seconds: float) -> list[tuple[Payment, int]]:
     """Take payments that wait for the processor and are due, with how often they were taken before. Nobody else gets
     them for `lease_seconds`."""
