@@ -14,7 +14,11 @@ import pytest
 from deploy.local.stores import EmbeddedPostgres
 from services.kit.migrate import MigrationEdited, migrate
 
-KIT = ["services.kit/0001_idempotency_and_outbox.sql", "services.kit/0002_event_log_and_inbox.sql"]
+KIT = [
+    "services.kit/0001_idempotency_and_outbox.sql",
+    "services.kit/0002_event_log_and_inbox.sql",
+    "services.kit/0003_relays_that_stand_by.sql",
+]
 KIT_TABLES = {"idempotency", "outbox", "event_log", "event_batches", "inbox", "events_set_aside"}
 
 

@@ -51,12 +51,26 @@ class Event(NamedTuple):
     announced_at_ms: int
 
 
+class Numbered(NamedTuple):
+    """What a round has come to."""
+
+    head: Head
+    """As it is now."""
+    events: list[Event]
+    """What has got a position."""
+    more: bool
+    """Whether there was more."""
+
+
 class Span(NamedTuple):
     """Which positions a log has."""
 
     oldest: int
     newest: int
 
+
+_ANNOUNCED = """merchant_id, aggregate_id, type, payload, traceparent,
+    (extract(epoch FROM created_at) * 1000)::bigint AS announced_at_ms"""
 
 _HEAD = "position, sent_position, seen_id, holes, noticed_at, extract(epoch FROM swept_at)::bigint"
 
@@ -83,10 +97,16 @@ WHERE name = 'outbox' AND relay = %(relay)s AND lease_until > now() FOR UPDATE
 
 # Of what is new, and of what was not there before: in one statement, for in two snapshots an aggregate's second
 # announcement might be seen without the first.
-_NEW = """
-(SELECT outbox_id FROM outbox WHERE outbox_id > %(seen)s ORDER BY outbox_id LIMIT %(limit)s)
+_NEW = f"""
+SELECT outbox_id, {_ANNOUNCED}, there FROM (
+    SELECT *, count(*) OVER () AS there, row_number() OVER in_order AS place,
+           sum(octet_length(payload)) OVER in_order AS bytes
+    FROM (SELECT * FROM outbox WHERE outbox_id > %(seen)s ORDER BY outbox_id LIMIT %(limit)s) AS found
+    WINDOW in_order AS (ORDER BY outbox_id)
+) AS new
+WHERE bytes <= %(bytes)s::bigint OR place = 1
 UNION ALL
-(SELECT outbox_id FROM outbox WHERE outbox_id = ANY (%(holes)s::bigint[]))
+SELECT outbox_id, {_ANNOUNCED}, 0 FROM outbox WHERE outbox_id = ANY (%(holes)s::bigint[])
 ORDER BY outbox_id
 """
 
@@ -159,20 +179,26 @@ async def anything_new(database: Database, head: Head) -> bool:
     return bool(rows[0][0])
 
 
-async def number(database: Database, relay: str, head: Head, lease_seconds: float, limit: int) -> Head | None:
-    """Give positions to what has none, at most so many. `head` is what this relay believes; returns what is true now,
-    None when the lease is gone."""
+async def number(
+    database: Database, relay: str, head: Head, lease_seconds: float, limit: int, bytes_max: int
+) -> Numbered | None:
+    """Give positions to what has none, at most so many announcements and about so many bytes of those that are new.
+    `head` is what this relay believes. None when the lease is gone."""
 
-    async def work(tx: Transaction) -> Head | None:
+    async def work(tx: Transaction) -> Numbered | None:
         locked = tx.later(_LOCK, {"relay": relay})
-        found = tx.later(_NEW, {"seen": head.seen_id, "holes": list(head.holes), "limit": limit})
+        new = {"seen": head.seen_id, "holes": list(head.holes), "limit": limit, "bytes": bytes_max}
+        found = tx.later(_NEW, new)
         rows = await locked
         if not rows:
             return None
         true, now = _head(rows[0])._replace(shared=head.shared), rows[0][-1]
         if true[2:5] != head[2:5]:
-            return true  # what was looked for is not what had to be looked for; the next round does
-        ids = [row[0] for row in await found]
+            return Numbered(
+                true, [], more=True
+            )  # what was looked for is not what had to be looked for; the next round does
+        announced = await found
+        ids = [row[0] for row in announced]
         after = numbered(true, ids, head.sent, now)
         if ids:
             tx.later(
@@ -189,7 +215,10 @@ async def number(database: Database, relay: str, head: Head, lease_seconds: floa
             "seconds": lease_seconds,
         }
         tx.later(_SAVE, params)
-        return after
+        events = [Event(position, *row[1:-1]) for position, row in enumerate(announced, true.position + 1)]
+        there = announced[-1][-1] if announced else 0  # what is new comes last
+        new = sum(one > true.seen_id for one in ids)
+        return Numbered(after, events, more=new < there or there >= limit)
 
     return await database.transact(work, plan_anew=True)
 

@@ -19,6 +19,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Sequence
 
 from prometheus_client import Counter, Gauge
 
@@ -26,7 +27,7 @@ from services.kit.backoff import Backoff
 from services.kit.db import Database
 from services.kit.events import log, wire
 from services.kit.events.bus import SET_BYTES_MAX, Bus, BusError
-from services.kit.events.log import Head
+from services.kit.events.log import Event, Head
 
 logger = logging.getLogger(__name__)
 
@@ -115,9 +116,9 @@ class Relay:
             return
         busy = time.monotonic() - self._found_at < 1.0
         shared = POLL_BUSY_SECONDS if busy else POLL_SHARED_SECONDS
-        if await _is_set(self._hint, shared if self._head.shared else POLL_SECONDS):
-            if await _is_set(self._urgent, GATHER_SECONDS):
-                await asyncio.sleep(GATHER_URGENT_SECONDS)
+        told = await _is_set(self._hint, shared if self._head.shared else POLL_SECONDS)
+        if told and await _is_set(self._urgent, GATHER_SECONDS):
+            await asyncio.sleep(GATHER_URGENT_SECONDS)
 
     async def round(self, *, hinted: bool = False) -> bool:
         """Number and send what is there; when `hinted` there is something. Returns whether there is more."""
@@ -134,47 +135,57 @@ class Relay:
             self._head = None  # what is true is read again
             raise
         if self._head is not None and self._bus is not None and now >= self._bus_at:
-            await self._send(self._bus)
+            await self._catch_up(self._bus)
         await self._look_after(now)
         return more
 
     async def _number(self, head: Head, hinted: bool) -> bool:
         if not hinted and not await log.anything_new(self._database, head):
             return False
-        after = await log.number(self._database, self._name, head, LEASE_SECONDS, wire.BATCH_MAX)
-        self._head = after
-        if after is None:
+        numbered = await log.number(
+            self._database, self._name, head, LEASE_SECONDS, wire.LIST_MAX, SET_BYTES_MAX
+        )
+        if numbered is None:
+            self._head = None
             logger.warning("another relay of %s has the lease now", self._source)
             return False
+        self._head = after = numbered.head
         if not hinted:
             self._found_at = time.monotonic()
         if self._bus is None:
             self._head = after._replace(sent=after.position)
-        return after.position - head.position >= wire.BATCH_MAX
+        elif after.sent == head.position and numbered.events and time.monotonic() >= self._bus_at:
+            await self._send(self._bus, numbered.events)  # it has all that came before
+        return numbered.more
 
-    async def _send(self, bus: Bus) -> None:
-        """Put what the bus does not have on it, a set at a time: memory is bounded whatever the backlog."""
+    async def _catch_up(self, bus: Bus) -> None:
+        """Put what the bus has missed on it, a set at a time: memory is bounded whatever the backlog."""
         while (head := self._head) is not None and head.sent < head.position:
             if head.position - head.sent > SENT_LATE_MAX:
                 head = self._head = head._replace(sent=head.position - SENT_LATE_MAX)
             events = await log.read(self._database, head.sent, wire.LIST_MAX, wire.BATCH_MAX, SET_BYTES_MAX)
             if not events:  # they were there when they got their positions, and are kept until they were sent
                 raise AssertionError(f"nothing stands at position {head.sent + 1}")
-            try:
-                await bus.send(self._source, wire.pack(self._source, events))
-            except BusError as error:
-                self._failures += 1
-                self._bus_at = time.monotonic() + _AGAIN.delay_ms(self._failures) / 1000
-                if self._failures == 1:
-                    logger.warning("the bus is away, listeners will ask for events: %r", error)
-                return
-            if self._failures:
-                logger.info("the bus is back after %d attempts", self._failures)
-            self._failures = 0
-            SENT.labels(self._source).inc(len(events))
-            self._head = head._replace(sent=events[-1].position)
-            if time.monotonic() >= self._renew_at:
+            if not await self._send(bus, events) or time.monotonic() >= self._renew_at:
                 return  # the lease first; the rest in the next round
+
+    async def _send(self, bus: Bus, events: Sequence[Event]) -> bool:
+        """Put what comes next on the bus; whether it went well."""
+        assert self._head is not None, "only who has the lease sends"
+        try:
+            await bus.send(self._source, wire.pack(self._source, events))
+        except BusError as error:
+            self._failures += 1
+            self._bus_at = time.monotonic() + _AGAIN.delay_ms(self._failures) / 1000
+            if self._failures == 1:
+                logger.warning("the bus is away, listeners will ask for events: %r", error)
+            return False
+        if self._failures:
+            logger.info("the bus is back after %d attempts", self._failures)
+        self._failures = 0
+        SENT.labels(self._source).inc(len(events))
+        self._head = self._head._replace(sent=events[-1].position)
+        return True
 
     async def _look_after(self, now: float) -> None:
         head = self._head
