@@ -76,8 +76,8 @@ bench: $(READY) ## Measure for about a minute (BENCH_SECONDS=60), write bench/re
 bench-audit: $(READY) ## Measure sealing and verifying a million events on one core (BENCH_EVENTS=1000000)
 	@$(BIN)/python -m bench.audit --one-core --events $(or $(BENCH_EVENTS),1000000)
 
-bench-reconcile: $(READY) ## Measure 10^4, 10^5 and 10^6 statement lines against as many items (BENCH_LINES=1000000)
-	@$(BIN)/python -m bench.reconcile $(addprefix --lines ,$(BENCH_LINES))
+bench-reconcile: $(READY) ## Measure 10^4, 10^5 and 10^6 statement lines against as many items (BENCH_LINES=1000000 BENCH_FORMATS=csv)
+	@$(BIN)/python -m bench.reconcile $(addprefix --lines ,$(BENCH_LINES)) $(addprefix --format ,$(BENCH_FORMATS))
 
 bench-two-phase-commit: $(READY) ## Measure what the saga buys against PREPARE TRANSACTION: an experiment
 	@$(BIN)/python -m bench.two_phase_commit

@@ -1,9 +1,11 @@
-"""How long a run of the reconciler takes: `make bench-reconcile`, or `python -m bench.reconcile --lines 100000`.
+"""How long a run of the reconciler takes: `make bench-reconcile`, or `python -m bench.reconcile --lines 100000 --format
+camt053`.
 
 As many lines of a statement as items of payment, on a server of its own that writes to disk, in a temporary folder. Of
 a hundred items ninety are booked one by one, the others in settlements of a thousand less the bank's fees; one line in
-five thousand has a wrong amount. The statement is a CSV file, read by the reader that banks' files are read by. What is
-timed is all that a run does: read, check, copy, match, look for differences, commit.
+five thousand has a wrong amount. The statement is what the sandbox bank would write, CSV and camt.053 by default; it
+is read by the readers that banks' files are read by. What is timed is all that a run does: read, check, copy, match,
+look for differences, commit. Processor time is counted apart for Python and for PostgreSQL.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import itertools
 import os
 import shutil
 import sys
@@ -26,6 +29,8 @@ import psycopg
 
 from bench.meters import postgres_cpu_seconds
 from deploy.local.postgres import EmbeddedPostgres
+from sandbox.bank.statements.formats import WRITERS
+from sandbox.bank.statements.statement import Entry, Head, Kind, Part, write
 from services.kit.migrate import migrate
 from services.reconciler.reconciliation import Job, Report, StatementFile, reconcile
 from services.reconciler.rule_file import BUILT_IN_RULES, read_rules
@@ -33,29 +38,29 @@ from services.reconciler.statements.formats import read_statement
 from services.reconciler.store.connection import Connection, Stop
 
 LINES = (10_000, 100_000, 1_000_000)
+FORMATS = ("csv", "camt053")
 MERCHANT = "mer_bench"
+ACCOUNT = "bench.GBP"
 FIRST_DAY = date(2026, 11, 2)
 DAYS = 28
 BATCH_SIZE = 1_000
 BATCHED_OF_A_HUNDRED = 10
 WRONG_ONE_IN = 5_000
 FEE_SHARE_PPM = 14_000
-_HEADING = (
-    "record,statement,account,currency,booking date,value date,amount,reference,bank reference,batch reference,kind,"
-    "text\n"
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
     """What was measured of one size."""
 
+    format: str
     lines: int
     items: int
     file_bytes: int
     seconds: float
-    cpu_seconds: float
-    """Of this process and of the server. On a machine that has other work to do the time on the clock says little."""
+    our_cpu_seconds: float
+    server_cpu_seconds: float
+    """Of this process and of PostgreSQL. On a machine that has other work to do the time on the clock says little."""
     phases: dict[str, float]
     wrong: int
     found: int
@@ -105,47 +110,49 @@ def _write_items(connection: Connection, count: int) -> None:
     connection.execute("INSERT INTO open_items (merchant_id, item_no) SELECT merchant_id, item_no FROM items")
 
 
-def _write_statement(path: Path, count: int) -> tuple[int, int]:
-    """Returns how many lines there are, and how many of them are wrong."""
+def _entries(count: int) -> Iterator[Entry]:
+    """One for each item that is booked alone, then one for each settlement, net; some of them wrong."""
     batches: dict[str, tuple[int, date]] = {}
-    lines = wrong = total = 0
-    with path.open("w", encoding="utf-8") as file:
-        file.write(_HEADING)
-        file.write(f"opening,2026-11,GB00BENCH,GBP,{FIRST_DAY},,0.00,,,,,\n")
+    places = itertools.count(1)
 
-        def book(day: date, amount_minor: int, reference: str, theirs: str, batch: str) -> None:
-            nonlocal lines, wrong, total
-            lines += 1
-            if lines % WRONG_ONE_IN == 0:
-                wrong += 1
-                amount_minor += 1
-            total += amount_minor
-            amount = f"{amount_minor // 100}.{amount_minor % 100:02d}"
-            file.write(
-                f"line,2026-11,GB00BENCH,GBP,{day},{day},{amount},{reference},{theirs},{batch},NTRF,sale\n"
-            )
+    def booked(kind: Kind, day: date, amount_minor: int, reference: str, theirs: str, batch: str) -> Entry:
+        wrong = next(places) % WRONG_ONE_IN == 0
+        return Entry(Part(kind, amount_minor + wrong, 0, reference, theirs, batch, "sale"), day, day)
 
-        for item in _items(count):
-            if item.batch:
-                net_minor, _ = batches.get(item.batch, (0, item.day))
-                batches[item.batch] = (net_minor + item.amount_minor - item.fee_minor, item.day)
-            else:
-                book(item.day, item.amount_minor, item.key, item.reference, "")
-        for batch, (net_minor, day) in batches.items():
-            book(day, net_minor, "", batch, batch)
-        file.write(f"closing,2026-11,GB00BENCH,GBP,{FIRST_DAY},,{total // 100}.{total % 100:02d},,,,,\n")
-    return lines, wrong
+    for item in _items(count):
+        if item.batch:
+            net_minor, _ = batches.get(item.batch, (0, item.day))
+            batches[item.batch] = (net_minor + item.amount_minor - item.fee_minor, item.day)
+        else:
+            yield booked(Kind.CAPTURE, item.day, item.amount_minor, item.key, item.reference, "")
+    for batch, (net_minor, day) in batches.items():
+        yield booked(Kind.SETTLEMENT, day, net_minor, "", batch, batch)
 
 
-def measure(server: EmbeddedPostgres, folder: Path, count: int) -> Figures:
+def _write_statement(path: Path, format_name: str, count: int) -> int:
+    """Returns how many lines there are."""
+    lines = total_minor = 0
+    for entry in _entries(count):
+        lines += 1
+        total_minor += entry.whole.amount_minor
+    head = Head(1, ACCOUNT, "GBP", FIRST_DAY, 0, FIRST_DAY + timedelta(days=DAYS), total_minor)
+    with path.open("wb") as file:
+        for chunk in write(WRITERS[format_name](), head.day, [(head, _entries(count))]):
+            file.write(chunk)
+    return lines
+
+
+def measure(server: EmbeddedPostgres, folder: Path, format_name: str, count: int) -> Figures:
     """One run over about so many lines and items, on an empty database."""
-    dsn = server.create_database(f"reconciler_{count}")
+    name = f"reconciler_{format_name}_{count}"
+    dsn = server.create_database(name)
     asyncio.run(migrate(dsn, "services.reconciler"))
-    path = folder / f"{count}.csv"
-    lines, wrong = _write_statement(path, count)
+    path = folder / f"{count}.{format_name}"
+    lines = _write_statement(path, format_name, count)
     with psycopg.connect(dsn) as connection:
         _write_items(connection, count)
-    digest = hashlib.sha256(path.read_bytes()).digest()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
     phases: dict[str, float] = {}
     memory_mib = 0.0
     phase, last = "importing", time.monotonic()
@@ -166,25 +173,32 @@ def measure(server: EmbeddedPostgres, folder: Path, count: int) -> Figures:
         files=[StatementFile(path.name, path, digest, path.stat().st_size)],
         differences_max=lines,
     )
-    started, cpu = time.monotonic(), _cpu_seconds(server)
+    started, ours, theirs = time.monotonic(), time.process_time(), _server_cpu_seconds(server)
     report = reconcile(dsn, job, read_rules(BUILT_IN_RULES), read_statement, tell, Stop(), keep)
     tell("")
+    seconds = time.monotonic() - started
+    ours, theirs = time.process_time() - ours, _server_cpu_seconds(server) - theirs
+    size_bytes = path.stat().st_size
+    path.unlink()
+    server.drop_database(name)
     return Figures(
+        format=format_name,
         lines=lines,
         items=count,
-        file_bytes=path.stat().st_size,
-        seconds=time.monotonic() - started,
-        cpu_seconds=_cpu_seconds(server) - cpu,
+        file_bytes=size_bytes,
+        seconds=seconds,
+        our_cpu_seconds=ours,
+        server_cpu_seconds=theirs,
         phases=phases,
-        wrong=wrong,
+        wrong=lines // WRONG_ONE_IN,
         found=len(report.differences),
         our_memory_mib=_memory_mib(os.getpid()),
         run_memory_mib=memory_mib,
     )
 
 
-def _cpu_seconds(server: EmbeddedPostgres) -> float:
-    return time.process_time() + (postgres_cpu_seconds(server.pid) if server.pid else 0.0)
+def _server_cpu_seconds(server: EmbeddedPostgres) -> float:
+    return postgres_cpu_seconds(server.pid) if server.pid else 0.0
 
 
 def _memory_mib(pid: int) -> float:
@@ -197,20 +211,25 @@ def _memory_mib(pid: int) -> float:
 
 
 def show(figures: Sequence[Figures]) -> None:
-    """Print it."""
+    """Print it. Processor time and memory are of Python + PostgreSQL."""
     print(
-        f"{'lines':>10} {'items':>10} {'file':>8} {'time':>8} {'of it':>32} {'cpu':>8} {'memory':>16}  differences"
+        f"{'format':>7} {'lines':>9} {'items':>9} {'file':>7} {'time':>8} {'of it':>42} {'processor':>15}"
+        f" {'memory':>14}  differences"
     )
     for one in figures:
         phases = ", ".join(f"{name.split()[0]} {seconds:.1f}" for name, seconds in one.phases.items())
+        processor = f"{one.our_cpu_seconds:.1f} + {one.server_cpu_seconds:.1f} s"
         memory = f"{one.our_memory_mib:.0f} + {one.run_memory_mib:.0f} MiB"
         print(
-            f"{one.lines:>10,} {one.items:>10,} {one.file_bytes / 1e6:>5.0f} MB {one.seconds:>6.1f} s {phases:>32}"
-            f" {one.cpu_seconds:>6.1f} s {memory:>16}  {one.found} of {one.wrong}"
+            f"{one.format:>7} {one.lines:>9,} {one.items:>9,} {one.file_bytes / 1e6:>4.0f} MB {one.seconds:>6.1f} s"
+            f" {phases:>42} {processor:>15} {memory:>14}  {one.found} of {one.wrong}"
         )
     for before, after in pairwise(figures):
-        times = after.seconds / before.seconds
-        print(f"{after.lines / before.lines:.0f} times the lines took {times:.1f} times as long")
+        if before.format == after.format:
+            times = after.seconds / before.seconds
+            print(
+                f"{after.format}: {after.lines / before.lines:.0f} times the lines took {times:.1f} times as long"
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -219,15 +238,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--lines", type=int, action="append", help="repeatable; 10^4, 10^5 and 10^6 by default"
     )
+    parser.add_argument(
+        "--format", choices=sorted(WRITERS), action="append", help="repeatable; csv and camt053"
+    )
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="paymesh-bench-reconcile-"))
     figures = []
     try:
         with EmbeddedPostgres(folder) as server:
-            for count in options.lines or LINES:
+            for format_name, count in itertools.product(options.format or FORMATS, options.lines or LINES):
                 if sys.stderr.isatty():
-                    print(f"\r\033[K{count:,} lines", end="", file=sys.stderr, flush=True)
-                figures.append(measure(server, folder, count))
+                    print(f"\r\033[K{count:,} lines of {format_name}", end="", file=sys.stderr, flush=True)
+                figures.append(measure(server, folder, format_name, count))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     show(figures)

@@ -91,6 +91,7 @@ def reconcile(dsn: str, job: Job, rules: Rules, read: Read, tell: Tell, stop: St
     started = time.monotonic()
     run_id = new_id("run") if job.keep else ""
     with run_transaction(dsn, job.merchant_id, stop, keep=job.keep) as connection:
+        matching.copy_open(connection, job.merchant_id)
         files = [_import(connection, job, file, read, tell, stop) for file in job.files]
         matched = _Matching(connection, job, run_id, tell, stop)
         matched.apply(rules.rules)
@@ -101,6 +102,7 @@ def reconcile(dsn: str, job: Job, rules: Rules, read: Read, tell: Tell, stop: St
         stop.check()
         differences.find_rest(connection, job.merchant_id, rules, job.until)
         stop.check()
+        matching.insert_open(connection, job.merchant_id)
         differences.save_cases(connection, job.merchant_id, run_id)
         stop.check()
         report = _report(connection, job, run_id, files, matched.made(), started)
@@ -143,7 +145,7 @@ class _Matching:
         self._run_id = run_id
         self._tell = tell
         self._stop = stop
-        self._total, self._items = matching.copy_open(connection, job.merchant_id)
+        self._total, self._items = matching.count_open(connection)
         self._left = self._total
         self._made: dict[str, Matched] = {}
         tell("matching", 0, self._total, "")

@@ -36,6 +36,8 @@ from tests.orders import (
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ORDERS = int(os.environ.get("PAYMESH_TEST_ORDERS", "300"))
+ORDERS_AT_ONCE = 500
+"""Placed in one call; a batch may have 1,000."""
 """How many orders are placed each way."""
 CHOREOGRAPHED = pb.COORDINATION_CHOREOGRAPHED
 
@@ -131,9 +133,10 @@ async def test_thousands_of_orders_come_to_the_same_both_ways(shop: Shop) -> Non
         requests = [_order(merchant, kind) for kind in plan]
         for request in requests:
             request.coordination = coordination
-        results = await shop.place_all(
-            [(f"order-{number}", request) for number, request in enumerate(requests)], timeout_seconds=60
-        )
+        items = [(f"order-{number}", request) for number, request in enumerate(requests)]
+        results: list[pb.PlaceOrderResult] = []
+        for begin in range(0, len(items), ORDERS_AT_ONCE):
+            results += await shop.place_all(items[begin : begin + ORDERS_AT_ONCE], timeout_seconds=60)
         ends[coordination] = await _ends(shop, merchant, plan, requests, results)
     await shop.faults.ClearFaults(bank_pb2.ClearFaultsRequest())
     conducted, danced = ends.values()

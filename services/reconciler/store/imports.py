@@ -215,18 +215,23 @@ DELETE FROM incoming AS n USING incoming_lines AS i JOIN told AS t
 WHERE n.section = i.section AND n.number = i.number
 """
 
+# In the order of the file, in which they came.
 _INSERT_LINES = """
-WITH new AS (
-    INSERT INTO lines (merchant_id, statement_no, number, booking_date, value_date, amount_minor, currency, reference,
-                       counterpart_reference, batch_reference, kind, text, reversal)
-    SELECT %(merchant)s, s.statement_no, n.number, n.day, n.value_date, n.amount_minor, s.currency, n.reference,
-           n.counterpart_reference, n.batch_reference, n.kind, n.text, n.reversal
-    FROM incoming AS n JOIN sections AS s USING (section)
-    WHERE n.number > 0 AND NOT s.known
-    ORDER BY n.section, n.number
-    RETURNING line_no
-)
-INSERT INTO open_lines (merchant_id, line_no) SELECT %(merchant)s, line_no FROM new
+INSERT INTO lines (merchant_id, statement_no, number, booking_date, value_date, amount_minor, currency, reference,
+                   counterpart_reference, batch_reference, kind, text, reversal)
+SELECT %(merchant)s, s.statement_no, n.number, n.day, n.value_date, n.amount_minor, s.currency, n.reference,
+       n.counterpart_reference, n.batch_reference, n.kind, n.text, n.reversal
+FROM incoming AS n JOIN sections AS s USING (section)
+WHERE n.number > 0 AND NOT s.known
+ORDER BY n.section, n.number
+"""
+
+_OPEN_LINES = """
+INSERT INTO work_lines
+SELECT l.line_no, l.currency, l.amount_minor, l.booking_date, l.value_date, l.reference, l.counterpart_reference,
+       l.batch_reference
+FROM sections AS s JOIN lines AS l ON l.merchant_id = %(merchant)s AND l.statement_no = s.statement_no
+WHERE NOT s.known
 """
 
 _INSERT_FILE = """
@@ -238,8 +243,8 @@ VALUES (%(merchant)s, %(sha256)s, %(name)s, %(size_bytes)s, %(statements)s, %(ne
 def insert_file(
     connection: Connection, merchant_id: str, sha256: bytes, name: str, size_bytes: int, lines: int
 ) -> Imported:
-    """Move what `insert_events` has put down into the books. Raises Refusal for a statement that was imported before
-    and said something else then."""
+    """Move what `insert_events` has put down into the books, and its new lines into `work_lines`. Raises Refusal for
+    a statement that was imported before and said something else then."""
     params: dict[str, object] = {"merchant": merchant_id, "sha256": sha256}
     connection.execute("DROP TABLE IF EXISTS sections")
     connection.execute(_STATEMENTS)
@@ -250,6 +255,7 @@ def insert_file(
     if count(connection, _OVERLAPS, params):
         connection.execute(_TOLD_BEFORE.encode(), params)
     new = connection.execute(_INSERT_LINES.encode(), params).rowcount
+    connection.execute(_OPEN_LINES.encode(), params)
     statements = count(connection, "SELECT count(*) FROM sections")
     params |= {
         "name": name, "size_bytes": size_bytes, "statements": statements, "new": new, "known": lines - new
