@@ -219,6 +219,46 @@ async def test_every_attempt_at_a_step_has_a_span(traced_shop: Shop) -> None:
     assert [span.failed for span in attempts] == [True] * (len(attempts) - 1) + [False]
 
 
+async def test_who_hears_of_an_event_goes_on_with_the_trace_of_its_announcement(traced_shop: Shop) -> None:
+    """The traceparent lies in the outbox, travels over the bus, and is continued by the listener."""
+    merchant, caller = await traced_shop.merchant(), Caller.new()
+    metadata = (*with_key(new_key()), ("traceparent", caller.traceparent))
+    await traced_shop.orders.PlaceOrder(order(merchant), metadata=metadata)
+    found: list[Span] = []
+
+    async def heard() -> bool:
+        found[:] = [span for span in _spans(traced_shop) if span.trace_id == caller.trace_id]
+        return any(span.name == "edge OrderPlaced" for span in found)
+
+    await until(heard, 10, "the edge has heard of the order")
+    (listener,) = [span for span in found if span.name == "edge OrderPlaced"]
+    (saga,) = [span for span in found if span.name == "saga place"]
+    assert (listener.service, listener.parent_id) == ("edge", saga.span_id)
+    assert listener.attributes["messaging.destination.name"] == "orchestrator"
+    assert not listener.failed
+
+
+async def test_an_order_without_a_conductor_is_one_trace_from_event_to_event(traced_shop: Shop) -> None:
+    merchant, caller = await traced_shop.merchant(), Caller.new()
+    metadata = (*with_key(new_key()), ("traceparent", caller.traceparent))
+    request = order(merchant)
+    request.coordination = pb.COORDINATION_CHOREOGRAPHED
+    placed = (await traced_shop.orders.PlaceOrder(request, metadata=metadata)).order
+    assert placed.state == pb.SAGA_STATE_COMPLETED
+    found: list[Span] = []
+
+    async def complete() -> bool:
+        found[:] = [span for span in _spans(traced_shop) if span.trace_id == caller.trace_id]
+        known = {span.span_id for span in found} | {caller.span_id}
+        return any(span.name == "edge OrderPlaced" for span in found) and all(
+            span.parent_id in known for span in found
+        )
+
+    await until(complete, 10, "the trace hangs together")
+    listeners = {span.service for span in found if "messaging.system" in span.attributes}
+    assert listeners >= {"inventory", "payment", "shipping", "orchestrator"}
+
+
 async def test_an_untraced_order_writes_no_span_anywhere(shop: Shop) -> None:
     """The mesh samples nothing by itself: a caller that does not trace costs nothing, one that does is followed."""
     merchant = await shop.merchant()

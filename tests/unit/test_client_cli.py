@@ -112,6 +112,12 @@ def test_every_command_explains_itself_with_an_example(
 @pytest.mark.parametrize(
     "command",
     [
+        "case approve",
+        "case assign",
+        "case list",
+        "case propose",
+        "case reject",
+        "case show",
         "order place",
         "order get",
         "order dispatch",
