@@ -24,7 +24,7 @@ from paymesh.errors import PaymeshCallError, typed_errors
 from paymesh.events.v1 import events_pb2, events_pb2_grpc
 from services.kit.db import Database
 from services.kit.events import Bus, log
-from services.kit.events.log import HOLE_SECONDS, Head, numbered
+from services.kit.events.log import HOLE_SECONDS, Head, numbered, read
 from tests.events import (
     SOURCE,
     Courier,
@@ -99,6 +99,30 @@ async def test_an_announcement_that_commits_late_is_not_skipped(
         await slow.close()
         await effects.are([("quick", 1), ("quick", 2), ("slow", 1)])
     assert await producer.log() == [(1, "quick", 1), (2, "quick", 2), (3, "slow", 1)]
+
+
+async def test_what_commits_late_may_be_more_than_a_round_numbers(
+    producer: Producer, effects: Effects, url: str, dsns: tuple[str, str]
+) -> None:
+    """Holes are looked at together, however many they are: a batch of them may be larger than any other."""
+    count = 6_000
+    slow = await psycopg.AsyncConnection.connect(dsns[0])
+    await slow.execute(
+        "INSERT INTO outbox (merchant_id, aggregate_id, type, payload)"
+        " SELECT 'mer_1', 'slow', %s, %s FROM generate_series(1, %s)",
+        ("google.protobuf.Int64Value", Int64Value(value=1).SerializeToString(), count),
+    )
+    async with relaying(producer, url), listening(producer, effects, url):
+        await producer.announce("quick")
+        await effects.are([("quick", 1)])
+        await slow.commit()
+        await slow.close()
+        await producer.announce("quick")
+        wanted = [("quick", 1), ("quick", 2), *[("slow", 1)] * count]
+        await effects.are(wanted, ordered=False)
+    for after in (0, 1, 10, count, count + 1):
+        found = await read(producer.database, after, 10, 1_000_000)
+        assert [event.position for event in found] == list(range(after + 1, min(after + 10, count + 2) + 1))
 
 
 def test_a_hole_is_looked_at_until_no_transaction_can_fill_it() -> None:

@@ -7,6 +7,7 @@ short: whoever was away for longer asks the source.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ BLOCK_MS = 2_000
 """How long a read waits for news. Longer saves nothing any more; a process that ends does not want to wait for it."""
 TIMEOUT_SECONDS = 5.0
 """For an answer, besides what a read waits. A server that is well answers within a millisecond."""
+SEND_SECONDS = 2.0
+"""The same for what is sent, which has nothing to wait for; shorter than the lease of the relay who sends."""
 CLAIM_IDLE_MS = 10_000
 """An entry that was read so long ago and not applied was read by a process that is gone, or has long lost its turn."""
 CONSUMER_IDLE_MS = 3_600_000
@@ -50,7 +53,8 @@ class Bus:
 
     async def send(self, source: str, body: bytes) -> None:
         """Append to the stream of `source`."""
-        await self._client.xadd(_stream(source), {"set": body}, maxlen=ENTRIES_MAX, approximate=True)
+        async with asyncio.timeout(SEND_SECONDS):
+            await self._client.xadd(_stream(source), {"set": body}, maxlen=ENTRIES_MAX, approximate=True)
 
     async def join(self, source: str, listener: str) -> None:
         """Make the listener's group of that stream, if there is none. It begins with the oldest entry: what was applied

@@ -175,6 +175,7 @@ class Listener:
                 await self._store(cursor)
             except (Retryable, Unknown) as error:
                 log.warning("%s: %s", self.name, error)
+                self._silences = 0
                 await asyncio.sleep(AGAIN_SECONDS)
                 await self._refresh(cursor)
 
@@ -189,7 +190,7 @@ class Listener:
         # A position behind ours is that of a database that was set back: what was passed over then comes again.
         cursor.position = max(cursor.position, position) if position > cursor.stored else position
         cursor.stored = position
-        self._aside.maybe = True
+        self._aside.hint()  # what the other process could not apply may be there
 
     def _may_have_missed(self) -> bool:
         """Whether to ask the source, now that nothing came from the bus."""

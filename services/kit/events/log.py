@@ -75,12 +75,18 @@ _ANNOUNCED = """merchant_id, aggregate_id, type, payload, traceparent,
 _HEAD = "position, sent_position, seen_id, holes, noticed_at, extract(epoch FROM swept_at)::bigint"
 
 _TAKE = f"""
-UPDATE event_log SET relay = %(relay)s, lease_until = now() + make_interval(secs => %(seconds)s),
-                     sent_position = greatest(sent_position, %(sent)s)
-WHERE name IN (
+UPDATE event_log SET relay = %(relay)s, lease_until = now() + make_interval(secs => %(seconds)s) WHERE name IN (
     SELECT name FROM event_log
     WHERE name = 'outbox' AND (relay = %(relay)s OR lease_until < now()) FOR UPDATE SKIP LOCKED
 )
+RETURNING {_HEAD}
+"""
+
+# Waits for the row: who has the lease keeps it, and only looks at it for a moment do those who stand by.
+_RENEW = f"""
+UPDATE event_log SET lease_until = now() + make_interval(secs => %(seconds)s),
+                     sent_position = greatest(sent_position, %(sent)s)
+WHERE name = 'outbox' AND relay = %(relay)s
 RETURNING {_HEAD}, standby_at > now() - make_interval(secs => %(shared)s)
 """
 
@@ -118,7 +124,7 @@ SET position = %(position)s, sent_position = greatest(sent_position, %(sent)s), 
 WHERE name = 'outbox'
 """
 
-# Batches follow each other without a gap and none is longer than `size`, so that the first ones to look into are known.
+# Batches follow each other without a gap, so the first to look into is the last that begins in time.
 _READ = """
 SELECT position, merchant_id, aggregate_id, type, payload, traceparent, announced_at_ms FROM (
     SELECT b.first_position + one.place - 1 AS position, o.merchant_id, o.aggregate_id, o.type, o.payload,
@@ -127,7 +133,9 @@ SELECT position, merchant_id, aggregate_id, type, payload, traceparent, announce
     FROM event_batches AS b
     CROSS JOIN unnest(b.outbox_ids) WITH ORDINALITY AS one (outbox_id, place)
     JOIN outbox AS o ON o.outbox_id = one.outbox_id
-    WHERE b.first_position > %(after)s::bigint - %(size)s::bigint
+    WHERE b.first_position >= coalesce((
+          SELECT max(first_position) FROM event_batches WHERE first_position <= %(after)s::bigint + 1
+      ), 0)
       AND b.first_position <= %(after)s::bigint + %(limit)s::bigint
       AND b.first_position + one.place - 1 > %(after)s::bigint
       AND b.first_position + one.place - 1 <= %(after)s::bigint + %(limit)s::bigint
@@ -141,17 +149,28 @@ def _head(row: Row) -> Head:
     return Head(row[0], row[1], row[2], tuple(row[3]), tuple(row[4]), row[5])
 
 
-async def take_lease(database: Database, relay: str, seconds: float, sent: int) -> Head | None:
-    """Become, or stay, the one who gives positions, and write down how far the bus is. None while another relay has the
-    lease."""
+async def take_lease(database: Database, relay: str, seconds: float) -> Head | None:
+    """Become the one who gives positions. None while another relay has the lease, who then knows that this one stands
+    by."""
+
+    async def work(tx: Transaction) -> Head | None:
+        rows = await tx.fetch(_TAKE, {"relay": relay, "seconds": seconds})
+        if rows:
+            # Until the lease is renewed for the first time: who had it a moment ago may be the one who stands by now.
+            return _head(rows[0])._replace(shared=True)
+        tx.later(_STAND_BY)
+        return None
+
+    return await database.transact(work)
+
+
+async def renew_lease(database: Database, relay: str, seconds: float, sent: int) -> Head | None:
+    """Stay the one who gives positions, and write down how far the bus is. None when another relay has the lease."""
 
     async def work(tx: Transaction) -> Head | None:
         params = {"relay": relay, "seconds": seconds, "sent": sent, "shared": SHARED_SECONDS}
-        rows = await tx.fetch(_TAKE, params)
-        if rows:
-            return _head(rows[0])._replace(shared=rows[0][-1])
-        tx.later(_STAND_BY)
-        return None
+        rows = await tx.fetch(_RENEW, params)
+        return _head(rows[0])._replace(shared=rows[0][-1]) if rows else None
 
     return await database.transact(work)
 
@@ -246,10 +265,9 @@ def numbered(head: Head, ids: Sequence[int], sent: int, now: int) -> Head:
     )
 
 
-async def read(database: Database, after: int, limit: int, size_max: int, bytes_max: int) -> list[Event]:
-    """The events behind a position, at most so many and about so many bytes, at least one if there is one. `size_max`
-    is the size of the largest batch."""
-    rows = await database.fetch(_READ, {"after": after, "limit": limit, "size": size_max, "bytes": bytes_max})
+async def read(database: Database, after: int, limit: int, bytes_max: int) -> list[Event]:
+    """The events behind a position, at most so many and about so many bytes, at least one if there is one."""
+    rows = await database.fetch(_READ, {"after": after, "limit": limit, "bytes": bytes_max})
     return [Event(*row) for row in rows]
 
 

@@ -113,61 +113,73 @@ class Relay:
     async def _rest(self) -> None:
         if self._head is None:
             await asyncio.sleep(STANDBY_SECONDS)
-            return
-        busy = time.monotonic() - self._found_at < 1.0
-        shared = POLL_BUSY_SECONDS if busy else POLL_SHARED_SECONDS
-        told = await _is_set(self._hint, shared if self._head.shared else POLL_SECONDS)
-        if told and await _is_set(self._urgent, GATHER_SECONDS):
+        elif await _is_set(self._hint, self._quiet_seconds(self._head)) and await _is_set(
+            self._urgent, GATHER_SECONDS
+        ):
             await asyncio.sleep(GATHER_URGENT_SECONDS)
+
+    def _quiet_seconds(self, head: Head) -> float:
+        """How long to rest if nobody says that there is something."""
+        now = time.monotonic()
+        if self._bus is not None and head.sent < head.position:
+            return max(0.0, min(self._bus_at - now, POLL_SECONDS))
+        if not head.shared:
+            return POLL_SECONDS
+        return POLL_BUSY_SECONDS if now - self._found_at < 1.0 else POLL_SHARED_SECONDS
 
     async def round(self, *, hinted: bool = False) -> bool:
         """Number and send what is there; when `hinted` there is something. Returns whether there is more."""
         now = time.monotonic()
         try:
             if self._head is None or now >= self._renew_at:
-                sent = self._head.sent if self._head else 0
-                self._head = await log.take_lease(self._database, self._name, LEASE_SECONDS, sent)
+                self._head = await self._hold(self._head)
                 self._renew_at = now + RENEW_SECONDS
                 if self._head is None:
                     return False
-            more = await self._number(self._head, hinted)
+            events, more = await self._number(self._head, hinted)
         except BaseException:
             self._head = None  # what is true is read again
             raise
         if self._head is not None and self._bus is not None and now >= self._bus_at:
+            if 0 < len(events) <= wire.LIST_MAX and self._head.sent + 1 == events[0].position:
+                await self._send(self._bus, events)  # it has all that came before
             await self._catch_up(self._bus)
         await self._look_after(now)
         return more
 
-    async def _number(self, head: Head, hinted: bool) -> bool:
+    async def _hold(self, head: Head | None) -> Head | None:
+        if head is None:
+            return await log.take_lease(self._database, self._name, LEASE_SECONDS)
+        return await log.renew_lease(self._database, self._name, LEASE_SECONDS, head.sent)
+
+    async def _number(self, head: Head, hinted: bool) -> tuple[Sequence[Event], bool]:
+        """What has got a position, and whether there is more."""
         if not hinted and not await log.anything_new(self._database, head):
-            return False
+            return (), False
         numbered = await log.number(
             self._database, self._name, head, LEASE_SECONDS, wire.LIST_MAX, SET_BYTES_MAX
         )
         if numbered is None:
             self._head = None
             logger.warning("another relay of %s has the lease now", self._source)
-            return False
-        self._head = after = numbered.head
+            return (), False
+        self._head = numbered.head
         if not hinted:
             self._found_at = time.monotonic()
         if self._bus is None:
-            self._head = after._replace(sent=after.position)
-        elif after.sent == head.position and numbered.events and time.monotonic() >= self._bus_at:
-            await self._send(self._bus, numbered.events)  # it has all that came before
-        return numbered.more
+            self._head = self._head._replace(sent=self._head.position)
+        return numbered.events, numbered.more
 
     async def _catch_up(self, bus: Bus) -> None:
         """Put what the bus has missed on it, a set at a time: memory is bounded whatever the backlog."""
         while (head := self._head) is not None and head.sent < head.position:
             if head.position - head.sent > SENT_LATE_MAX:
                 head = self._head = head._replace(sent=head.position - SENT_LATE_MAX)
-            events = await log.read(self._database, head.sent, wire.LIST_MAX, wire.BATCH_MAX, SET_BYTES_MAX)
+            events = await log.read(self._database, head.sent, wire.LIST_MAX, SET_BYTES_MAX)
             if not events:  # they were there when they got their positions, and are kept until they were sent
                 raise AssertionError(f"nothing stands at position {head.sent + 1}")
             if not await self._send(bus, events) or time.monotonic() >= self._renew_at:
-                return  # the lease first; the rest in the next round
+                return  # the bus is away, or the lease comes first; the rest in another round
 
     async def _send(self, bus: Bus, events: Sequence[Event]) -> bool:
         """Put what comes next on the bus; whether it went well."""

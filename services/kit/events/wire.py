@@ -20,8 +20,6 @@ from services.kit.rpc.client import call
 NAME = "paymesh.events.v1.EventLogService"
 LIST_MAX = 1_000
 """Events of one answer, and of one entry on the bus."""
-BATCH_MAX = 5_000
-"""Announcements that get their positions in one transaction: some milliseconds, and a few kB of identifiers."""
 LIST_BYTES_MAX = 1024 * 1024
 LIST_SECONDS = 5.0
 """How long a source may take to answer; it takes some ten milliseconds."""
@@ -41,9 +39,7 @@ class EventLogService:
         checks.number("after", request.after, at_least=0, at_most=2**63 - 1 - LIST_MAX)
         checks.number("limit", request.limit, at_least=0, at_most=LIST_MAX)
         checks.done()
-        events = await log.read(
-            self._database, request.after, request.limit or LIST_MAX, BATCH_MAX, LIST_BYTES_MAX
-        )
+        events = await log.read(self._database, request.after, request.limit or LIST_MAX, LIST_BYTES_MAX)
         # Read after the events: what is deleted in between is missed now and not later.
         span = await log.span(self._database)
         if request.after + 1 < span.oldest and not (events and events[0].position == request.after + 1):
