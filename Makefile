@@ -23,7 +23,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo up down test test-unit test-integration test-e2e test-chaos test-month verify bench bench-audit bench-two-phase-commit \
+.PHONY: help demo up down test test-unit test-integration test-e2e test-chaos test-deep test-month verify bench bench-audit bench-two-phase-commit \
 	bench-reconcile proto proto-baseline fmt \
 	lock clean
 
@@ -53,6 +53,9 @@ test-e2e: $(READY) ## Tests of the whole mesh
 
 test-chaos: $(READY) ## Tests that kill processes and lose answers
 	@$(PYTEST) tests/chaos
+
+test-deep: $(READY) ## Tests with random examples, with many more of them (minutes)
+	@PAYMESH_TEST_DEEP=1 $(PYTEST) --timeout 600 $$(grep -rl --include='test_*.py' '^from hypothesis' tests)
 
 test-month: $(READY) ## A month of 100,000 payments with 200 errors, reconciled (minutes)
 	@PAYMESH_TEST_MONTH_PAYMENTS=100000 $(BIN)/python -m pytest -q tests/integration/test_reconciler_month.py

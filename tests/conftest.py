@@ -13,9 +13,15 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings
 
 from deploy.local.stores import EmbeddedPostgres, EmbeddedValkey
+from tests.depth import examples
 from tests.processes import ServiceProcess, free_port
+
+# No deadline: how long an example takes says more about the machine than about the code.
+settings.register_profile("paymesh", deadline=None, max_examples=examples(50, 100))
+settings.load_profile("paymesh")
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from services.fraud.rules import (
 from services.fraud.windows import Windows
 from services.kit.breaker import Breaker
 from services.kit.money import Money
+from tests.depth import examples
 
 START = datetime(2030, 5, 17, 12, 0, tzinfo=UTC)
 SHORT_SECONDS, LONG_SECONDS, CARDS_SECONDS = 60, 3_600, 600
@@ -142,7 +143,9 @@ async def _counted(windows: Windows, sightings: list[Sighting], at: datetime) ->
     return counted
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(20, 60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(steps=STEPS, seed=SEEDS)
 def test_windows_find_what_a_model_finds_that_keeps_everything(
     valkey: EmbeddedValkey, steps: list[tuple[int, list[int]]], seed: int
@@ -166,7 +169,9 @@ def test_windows_find_what_a_model_finds_that_keeps_everything(
     asyncio.run(run())
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(10, 30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     first=CALLS,
     repeats=CALLS,

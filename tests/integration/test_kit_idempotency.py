@@ -30,6 +30,7 @@ from services.kit.idempotency import bar, begin_set, claim, identity, remember, 
 from services.kit.ids import new_id
 from services.kit.rpc.stored import Pack, ResourceKey
 from services.kit.sets import Answer, Command, Failed
+from tests.depth import examples
 
 METHOD = "Make"
 PACK = Pack(StringValue)
@@ -217,7 +218,7 @@ async def test_a_set_of_old_and_new_is_answered_in_its_own_order(database: Datab
 
 @settings(
     deadline=None,
-    max_examples=40,
+    max_examples=examples(20, 40),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(

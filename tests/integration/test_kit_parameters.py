@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from deploy.local.stores import EmbeddedPostgres
 from services.kit.db import Database
+from tests.depth import examples
 
 WRITABLE = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]))
 """What PostgreSQL can store."""
@@ -48,7 +49,9 @@ async def database(dsn: str) -> AsyncIterator[Database]:
 
 
 @pytest.mark.parametrize("kind", LISTS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(50, 150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 async def test_a_list_comes_out_as_it_went_in(database: Database, kind: str, data: st.DataObject) -> None:
     values = data.draw(LISTS[kind])
@@ -60,7 +63,9 @@ async def test_a_list_comes_out_as_it_went_in(database: Database, kind: str, dat
     assert [value for (value,) in rows] == values
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(50, 150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(value=WRITABLE | TRAPS | st.none())
 async def test_a_text_comes_out_as_it_went_in(database: Database, value: str | None) -> None:
     assert await database.fetch("SELECT %(value)s::text", {"value": value}) == [(value,)]

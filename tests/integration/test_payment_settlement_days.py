@@ -26,6 +26,7 @@ from services.kit.migrate import migrate
 from services.payment.clients import SettlementBank
 from services.payment.config import PaymentConfig
 from services.payment.service.settling import Settling
+from tests.depth import examples
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 _numbers = itertools.count(1)
@@ -143,7 +144,9 @@ RUNS = st.tuples(
 )  # merchant, days ago, at once
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(10, 25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(steps=st.lists(MOVES | RUNS, min_size=3, max_size=25))
 async def test_everything_is_settled_once_whatever_comes_when(
     database: Database, dsn: str, steps: list[tuple[object, ...]]

@@ -23,6 +23,7 @@ from services.inventory.domain import (
     StockReturn,
 )
 from services.kit.errors import NotFound, PaymeshError, Refused
+from tests.depth import examples
 
 MERCHANTS = ("mer_1", "mer_2")
 SKUS = ("a", "b", "c")
@@ -388,4 +389,4 @@ def _negative(pieces: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], in
 
 
 TestWarehouse = Warehouse.TestCase
-TestWarehouse.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestWarehouse.settings = settings(max_examples=examples(20, 60), stateful_step_count=25, deadline=None)

@@ -40,6 +40,7 @@ from services.orchestrator.domain import (
     Turn,
     Wait,
 )
+from tests.depth import examples
 
 EVENTS_MAX = 5_000
 """Far more than any saga here can need: beyond it the engine runs in circles."""
@@ -327,7 +328,9 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> dict[str, Plan]:
 
 
 with_plans = settings(
-    max_examples=1_500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(250, 1_500),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 

@@ -16,6 +16,7 @@ from services.kit.money import Money
 from services.orchestrator import orders
 from services.orchestrator.orders import Goods, Later, Order, Stage
 from services.orchestrator.positions import State
+from tests.depth import examples
 
 SOLD = Goods({"cup": 3, "mug": 2}, Money(900, "GBP"))
 KINDS = ("dispatch", "cancel", "return")
@@ -226,7 +227,7 @@ class Counter(RuleBasedStateMachine):
 
 
 TestCounter = Counter.TestCase
-TestCounter.settings = settings(max_examples=100, stateful_step_count=20, deadline=None)
+TestCounter.settings = settings(max_examples=examples(30, 100), stateful_step_count=20, deadline=None)
 
 
 @given(st.permutations(KINDS), st.sampled_from(list(State)))

@@ -23,6 +23,7 @@ from services.orchestrator.service.requests import (
     parse_order,
     plainly_good,
 )
+from tests.depth import examples
 
 
 def _texts(length_max: int, *samples: str) -> st.SearchStrategy[str]:
@@ -103,7 +104,7 @@ def _accepted(order: pb.PlaceOrderRequest) -> bool:
     return True
 
 
-@settings(max_examples=3_000, deadline=None)
+@settings(max_examples=examples(400, 3_000), deadline=None)
 @given(order=orders())
 def test_the_short_way_accepts_exactly_what_the_full_checks_accept(order: pb.PlaceOrderRequest) -> None:
     accepted = _accepted(order)

@@ -33,6 +33,7 @@ from services.payment.domain import (
     Verdict,
 )
 from services.payment.service import messages
+from tests.depth import examples
 
 FOLDER = Path(ledger.__file__).parent
 MIGRATION = "".join(path.read_text("utf-8") for path in sorted((FOLDER / "migrations").glob("*.sql")))
@@ -128,7 +129,7 @@ WAYS = {
 }
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(100, 400))
 @given(
     way=st.sampled_from(sorted(WAYS)),
     stimuli=st.lists(st.sampled_from(STIMULI), max_size=12),

@@ -35,6 +35,7 @@ from services.payment.domain import (
     Share,
     State,
 )
+from tests.depth import examples
 
 LIFETIME_MS = 604_800_000
 README = (Path(ledger.__file__).parent / "README.md").read_text("utf-8")
@@ -307,7 +308,7 @@ class Life(RuleBasedStateMachine):
         assert set(self.books) <= set(due)
 
 
-Life.TestCase.settings = settings(max_examples=1_000, stateful_step_count=25, deadline=None)
+Life.TestCase.settings = settings(max_examples=examples(150, 1_000), stateful_step_count=25, deadline=None)
 TestLife = Life.TestCase
 
 

@@ -28,6 +28,7 @@ from services.payment.domain.settlement import (
     Waits,
 )
 from services.payment.settler import lag_seconds
+from tests.depth import examples
 
 DAY = date(2026, 11, 25)
 FINAL = (PayoutState.PAID, PayoutState.REFUSED, PayoutState.CARRIED)
@@ -189,7 +190,7 @@ class Merchant(RuleBasedStateMachine):
         assert set(self.books) <= set(due)
 
 
-Merchant.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+Merchant.TestCase.settings = settings(max_examples=examples(30, 100), stateful_step_count=30, deadline=None)
 TestMerchant = Merchant.TestCase
 
 

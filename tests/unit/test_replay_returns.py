@@ -15,6 +15,7 @@ from paymesh.replay.returns import match_returns
 from paymesh.replay.rows import read_rows
 from paymesh.replay.run import Answer
 from paymesh.replay.summary import sent_returns, summarize, summary_json
+from tests.depth import examples
 from tests.unit.test_replay_invoices import HEADER, REAL_FILE
 
 
@@ -96,7 +97,7 @@ backs = st.builds(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(100, 600), deadline=None)
 @given(st.lists(st.one_of(sales, backs), max_size=14))
 def test_every_row_of_a_cancellation_is_taken_back_from_the_order_that_the_rule_names(
     lines: list[Line],

@@ -2,7 +2,7 @@
 all: no other exception, no hang, no memory that grows with the file.
 
 The size of the large files is PAYMESH_STATEMENT_TEST_MB (default 4): `PAYMESH_STATEMENT_TEST_MB=1024` reads a gigabyte
-in each format. PAYMESH_FUZZ_EXAMPLES (default 60) is how many damaged files there are of each.
+in each format. `depth` says how many damaged files there are of each.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from services.reconciler.domain.statement import (
     checked,
 )
 from services.reconciler.statements.formats import FORMATS, read_statement
+from tests.depth import examples
 from tests.statements import CAMT, LARGE, SAMPLES, Endless, camt, drain, lines, read, refusal
 from tests.verify.repository import ROOT
 
@@ -129,7 +130,7 @@ def test_what_is_no_statement_says_what_it_is(data: bytes, said: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLES)
 @settings(
-    max_examples=int(os.environ.get("PAYMESH_FUZZ_EXAMPLES", "60")),
+    max_examples=examples(20, 1_000),
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(st.data())

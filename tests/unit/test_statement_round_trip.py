@@ -33,10 +33,11 @@ from sandbox.bank.statements.statement import (
 )
 from services.reconciler.domain.statement import Closed, Line, Opened
 from services.reconciler.statements.exact import minor_units
+from tests.depth import examples
 from tests.statements import read
 
 DAY = date(2026, 11, 26)
-EXAMPLES = int(os.environ.get("PAYMESH_ROUND_TRIP_EXAMPLES", "25"))
+EXAMPLES = examples(10, 250)
 OFFICIAL_SCHEMA = os.environ.get("PAYMESH_CAMT_SCHEMA", "")
 """A file: ISO 20022's own camt.053.001.08.xsd, which may not be copied into a project."""
 
