@@ -10,7 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -359,6 +359,7 @@ async def running_shop(
         environment=inherited | tracing | dict(environment or {}),
         policy=policy,
         spawn=spawn,
+        durable=False,
     )
     try:
         await mesh.start()
@@ -371,5 +372,9 @@ async def running_shop(
             open_channels.push_async_callback(shop.close)
             yield shop
     finally:
+        # That services drain is said elsewhere; here nobody waits for it.
+        for instance in mesh.plan.instances:
+            with suppress(KeyError, ProcessLookupError):
+                mesh.kill(instance.name)
         await mesh.stop()
         shutil.rmtree(folder, ignore_errors=True)

@@ -35,7 +35,8 @@ STOP_STEPS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0))  # fast shutdown, th
 class EmbeddedPostgres:
     """One PostgreSQL server on 127.0.0.1, its cluster in `data_dir`/postgres.
 
-    `port` None takes any free port. `durable=False` leaves out fsync, for tests that do not test durability.
+    `port` None takes any free port. `durable=False` does not wait for the disk: what was committed outlives the server
+    but not the machine, which is enough for tests.
     `start` and `stop` may be repeated; a server that was killed is started again by `start`.
     """
 
@@ -215,7 +216,7 @@ class EmbeddedPostgres:
             "port": str(self.port),
             "unix_socket_directories": str(self.cluster) if socket_fits else "",
             "fsync": safe,
-            "synchronous_commit": safe,
+            "synchronous_commit": "on",
             "full_page_writes": safe,
             "max_connections": "200",
             "shared_buffers": f"{_shared_buffers_mib()}MB",

@@ -57,6 +57,7 @@ class Stores:
         with_valkey: bool = True,
         postgres_port: int | None = None,
         valkey_port: int | None = None,
+        durable: bool = True,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         self._dsns = {
@@ -72,7 +73,7 @@ class Stores:
         if admin_dsn := environment.get(POSTGRES_VARIABLE):
             self._external = ExternalPostgres(admin_dsn, data_dir)
         elif self._to_create:
-            self.embedded_postgres = EmbeddedPostgres(data_dir, port=postgres_port)
+            self.embedded_postgres = EmbeddedPostgres(data_dir, port=postgres_port, durable=durable)
         if with_valkey and self._valkey_url is None:
             self.embedded_valkey = EmbeddedValkey(data_dir, port=valkey_port)
 

@@ -30,7 +30,8 @@ class Mesh:
     """A mesh on this machine. Use from one event loop, in the main thread (see `tether`).
 
     `replicas` says how many processes of a service, by name. `on_change` is called with the keeper of a
-    process each time its state changes. `spawn` starts the services' processes.
+    process each time its state changes. `spawn` starts the services' processes, `durable` is that of
+    `EmbeddedPostgres`.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Mesh:
         policy: RestartPolicy | None = None,
         on_change: Callable[[Keeper], None] = lambda keeper: None,
         spawn: child.Spawn = child.spawn,
+        durable: bool = True,
     ) -> None:
         self.plan = mesh.plan(services, base_port=base_port, replicas=replicas)
         self.folder = DataFolder(Path(data_dir))
@@ -61,6 +63,7 @@ class Mesh:
             with_valkey=any(service.uses_valkey for service in services),
             postgres_port=self.plan.postgres_port,
             valkey_port=self.plan.valkey_port,
+            durable=durable,
             environment=self._environment,
         )
 

@@ -4,7 +4,7 @@ What is proved: every order that was accepted ends COMPLETED or COMPENSATED, or 
 sending every request again with its key returns the same order; and the books of all services and of the bank agree,
 in the eyes of the audit and of a plainer comparison here.
 
-`PAYMESH_CHAOS_SECONDS` (default 30) is how long things are broken; every process is killed at least once.
+`PAYMESH_CHAOS_SECONDS` (default 15) is how long things are broken; every process is killed at least once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from paymesh.errors import Kind, PaymeshCallError, call_error, failure_error
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from tests.orders import DATABASES, ENDED, Shop, batch, new_key, order, running_shop, until
 
-SECONDS = float(os.environ.get("PAYMESH_CHAOS_SECONDS", "30"))
+SECONDS = float(os.environ.get("PAYMESH_CHAOS_SECONDS", "15"))
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(SECONDS * 2 + 300)]
 
 VICTIMS = ("orchestrator", "payment", "inventory", "shipping", "fraud", "bank", "valkey", "postgres")

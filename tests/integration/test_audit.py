@@ -89,7 +89,7 @@ def _keep_pristine(server: EmbeddedPostgres) -> None:
 
 
 async def _make_books(folder: Path) -> tuple[list[Report], dict[str, pb.Order]]:
-    mesh = Mesh(folder, base_port=free_base_port(plan()), spawn=spawn)
+    mesh = Mesh(folder, base_port=free_base_port(plan()), spawn=spawn, durable=False)
     await mesh.start()
     try:
         async with open_channel(mesh.targets["inventory"]) as channel:
