@@ -88,26 +88,26 @@ async def call(
 
 async def test_call_without_a_timeout_gets_the_deadline_of_the_channel() -> None:
     witness = Witness()
-    await call(witness, deadline_seconds=3.0)
-    assert 2.0 < witness.seconds_left[0] < 3.5
+    await call(witness, deadline_seconds=30.0)
+    assert 20.0 < witness.seconds_left[0] < 30.5
 
 
 async def test_timeout_of_the_call_wins_over_the_deadline_of_the_channel() -> None:
     witness = Witness()
-    await call(witness, lambda stub: stub.GetProduct(GET, timeout=1.0), deadline_seconds=30.0)
-    assert witness.seconds_left[0] < 1.5
+    await call(witness, lambda stub: stub.GetProduct(GET, timeout=10.0), deadline_seconds=60.0)
+    assert witness.seconds_left[0] < 10.5
 
 
 async def test_stream_gets_deadline_and_caller_too() -> None:
     witness = Witness()
     async with (
         serving(witness) as address,
-        open_channel(address, caller="shop", deadline_seconds=3.0) as channel,
+        open_channel(address, caller="shop", deadline_seconds=30.0) as channel,
     ):
         stub = orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
         updates = [update async for update in stub.WatchOrder(orchestrator_pb2.WatchOrderRequest())]
     assert len(updates) == 2
-    assert 2.0 < witness.seconds_left[0] < 3.5
+    assert 20.0 < witness.seconds_left[0] < 30.5
     assert witness.metadata[0]["paymesh-caller"] == "shop"
 
 

@@ -392,8 +392,8 @@ async def test_a_statement_does_not_outlive_the_deadline(database: Database, oth
 
     started = time.monotonic()
     async with raises(Retryable, "DEADLINE_TOO_SHORT", Kind.RETRYABLE):
-        await database.transact(work, Deadline.after(0.2))
-    assert 0.15 < time.monotonic() - started < 2
+        await database.transact(work, Deadline.after(0.8))
+    assert 0.7 < time.monotonic() - started < 10
     assert await value(other, "a") == 0
 
 
@@ -402,7 +402,7 @@ async def test_a_statement_timeout_ends_with_its_transaction(database: Database)
         await tx.execute("SELECT 1")
 
     for _ in range(2 * POOL_SIZE):
-        await database.transact(quick, Deadline.after(0.1))
+        await database.transact(quick, Deadline.after(2))
     assert await database.fetch("SHOW statement_timeout") == [("5s",)]
 
 
@@ -413,7 +413,7 @@ async def test_an_expired_deadline_does_not_mean_for_ever(database: Database) ->
     started = time.monotonic()
     async with raises(Retryable, "DEADLINE_TOO_SHORT", Kind.RETRYABLE):
         await database.transact(slow, Deadline.after(-1))
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
 
 
 async def test_a_connection_killed_before_commit_means_nothing_happened(
@@ -484,7 +484,7 @@ async def test_a_process_that_stands_still_does_not_keep_its_locks(
     async def falls_silent(tx: Transaction) -> None:
         await add(tx, "a")
         locked.set()
-        time.sleep(2)  # the whole loop of this process, as if it had been stopped
+        time.sleep(5)  # the whole loop of this process, as if it had been stopped
         await add(tx, "a")
 
     async def process() -> None:
@@ -500,7 +500,7 @@ async def test_a_process_that_stands_still_does_not_keep_its_locks(
     await asyncio.to_thread(locked.wait, 10)
     started = time.monotonic()
     await database.transact(lambda tx: add(tx, "a", 10), Deadline.after(10))
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 4
     await silent
     assert await value(other, "a") == 10
 
@@ -563,7 +563,7 @@ async def test_a_commit_that_hangs_is_unknown_and_comes_to_its_own_end(
     try:
         async with raises(Unknown, "COMMIT_UNKNOWN", Kind.UNKNOWN):
             await database.transact(work, Deadline.after(0.3))
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 10
     finally:
         os.kill(frozen[0], signal.SIGCONT)
     async with asyncio.timeout(5):
@@ -584,7 +584,7 @@ async def test_a_caller_who_goes_away_during_a_commit_leaves_it_alone(
     await until_active(other, "COMMIT")
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(running, 1)
+        await asyncio.wait_for(running, 10)
     await until_active(other, "COMMIT")  # it goes on, and nobody has spoken into it
     assert await database.transact(pid_of) not in pids
     await kill(other, pids[0])
@@ -601,7 +601,7 @@ async def test_a_read_that_is_not_answered_is_given_up(
     started = time.monotonic()
     async with raises(Retryable, "DATABASE_UNAVAILABLE", Kind.RETRYABLE):
         await database.fetch("SELECT pg_sleep(20)")
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
 
 
 async def test_idle_connections_that_were_killed_are_replaced(database: Database, other: Connection) -> None:
@@ -651,7 +651,7 @@ async def test_when_no_connection_is_free_in_time_the_work_is_shed(
     started = time.monotonic()
     async with raises(Overloaded, "DATABASE_BUSY", Kind.RETRYABLE):
         await database.transact(never, Deadline.after(0.2))
-    assert 0.15 < time.monotonic() - started < 2
+    assert 0.15 < time.monotonic() - started < 10
     release.set()
     await asyncio.gather(*holders)
 
@@ -697,7 +697,7 @@ async def test_a_database_that_is_away_is_said_to_be_so_in_time() -> None:
     started = time.monotonic()
     async with raises(Retryable, "DATABASE_UNAVAILABLE", Kind.RETRYABLE):
         await away.open(timeout_seconds=0.5)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
     await away.close()
 
 
