@@ -314,8 +314,26 @@ def _take(connection: Connection, merchant_id: str, run_id: str, rule: str, *, l
             """.encode(),
             params,
         )
-        connection.execute(f"DELETE FROM work_{side} AS w USING made WHERE w.{key} = made.{key}".encode())
+        _leave_rest(connection, side, key, taken=counts[side])
     matches = count(connection, "SELECT count(DISTINCT match_no) FROM made")
     connection.execute("TRUNCATE made")
     connection.execute("ANALYZE work_lines; ANALYZE work_items")
     return Matched(rule, matches, counts["lines"], counts["items"])
+
+
+def _leave_rest(connection: Connection, side: str, key: str, *, taken: int) -> None:
+    """Take what was `made` from a work table. Where it is most of it, what is left is copied: that is less work than
+    marking a million rows as deleted and passing over them ever after."""
+    if not taken:
+        return
+    if taken <= count(connection, f"SELECT count(*) FROM work_{side}") // 2:
+        connection.execute(f"DELETE FROM work_{side} AS w USING made WHERE w.{key} = made.{key}".encode())
+        return
+    connection.execute(
+        f"""
+        CREATE TEMPORARY TABLE rest ON COMMIT DROP AS
+        SELECT w.* FROM work_{side} AS w WHERE NOT EXISTS (SELECT FROM made WHERE made.{key} = w.{key});
+        DROP TABLE work_{side};
+        ALTER TABLE rest RENAME TO work_{side}
+        """.encode()
+    )
