@@ -19,8 +19,13 @@ from services.kit.errors import InProgress, PaymeshError, Retryable, Unknown
 Connection = psycopg.Connection[TupleRow]
 
 WORK_MEMORY_MB = 48
-"""For one sort of a run, and twice that for a hash table; what does not fit goes to disk. A statement has three of them
-at most, so that a run stays far below a gigabyte however much there is to match."""
+"""For one sort of a run; what does not fit goes to disk. A statement has three of them at most, so that a run stays far
+below a gigabyte however much there is to match."""
+HASH_MEMORY_FACTOR = 4
+"""A hash table may be so many times as large: it suffers more from having to go to disk in parts."""
+PAGES_MEMORY_MB = 128
+"""For pages of temporary tables. A million lines with their items have some 400 MB of them, which are gone through
+again and again."""
 CLIENT_CHECK_MS = 1_000
 """How often the server looks whether we are still there: a run that was killed lets go of its merchant after that."""
 RETRY_AFTER_MS = 1_000
@@ -30,7 +35,8 @@ SET statement_timeout = 0;
 SET idle_in_transaction_session_timeout = '10min';
 SET client_connection_check_interval = {CLIENT_CHECK_MS};
 SET work_mem = '{WORK_MEMORY_MB}MB';
-SET temp_buffers = '{WORK_MEMORY_MB}MB';
+SET hash_mem_multiplier = {HASH_MEMORY_FACTOR};
+SET temp_buffers = '{PAGES_MEMORY_MB}MB';
 SET jit = off;
 SET max_parallel_workers_per_gather = 0
 """

@@ -8,6 +8,7 @@ after daily ones), a line with the bank's own reference, and otherwise equal, is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ TEXT_CHARACTERS_MAX = 2_000
 """What is kept of a line's text for people. Everything that matching uses is kept whole, or refused."""
 
 _SPECIAL = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+_HAS_SPECIAL = re.compile(r"[\\\t\n\r]").search
 
 
 class Imported(NamedTuple):
@@ -117,7 +119,7 @@ def _escaped(words: str, line: int) -> str:
     """Columns that were joined by NUL, each escaped. Raises Refusal for a NUL of the file's own."""
     if words.count("\x00") != 4:
         raise Refusal(line, "text", "contains a NUL character")
-    if "\\" in words or not words.isprintable():
+    if _HAS_SPECIAL(words):
         words = words.translate(_SPECIAL)
     return words.replace("\x00", "\t")
 
