@@ -9,8 +9,9 @@ What is authoritative: the databases, nothing else. No process is asked, so a me
 How one moment is seen in databases that know no common moment:
 
 * Each database is read in one snapshot (REPEATABLE READ), and callers' snapshots are opened before those of whom they
-  call: orchestrator, then inventory, shipping and payment, then fraud and bank. Whatever a caller had written down as
-  settled when it was read was committed at the callee by then, so the callee's later snapshot must show it.
+  call: edge, orchestrator, then inventory, shipping and reconciler, then payment, then fraud and bank. Whatever a
+  caller had written down as settled when it was read was committed at the callee by then, so the callee's later
+  snapshot must show it.
 * Work under way is not judged. A saga that has not ended and a payment that waits for the processor may rightly differ
   from what others have in their books; they are counted as "in flight".
 * The other direction (nothing at a callee that its caller does not know, nothing settled that has moved since) cannot

@@ -1,9 +1,9 @@
 """The list: what must hold of the books, as data.
 
 An invariant has one or more checks. A `Query` is done by one database alone, within its snapshot. `OfPayments`,
-`OfSettlements` and `OfOrders` judge, one by one, books that were put together from several databases; if the judgement
-compares databases (`across`), only what is settled is judged, and a suspect only offends if it has not moved since (see
-the package).
+`OfSettlements`, `OfOrders` and `OfCorrections` judge, one by one, books that were put together from several databases;
+if the judgement compares databases (`across`), only what is settled is judged, and a suspect only offends if it has not
+moved since (see the package).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
-from audit import order_rules, payment_rules, queries, settlement_rules
+from audit import edge_queries, order_rules, payment_rules, queries, reconciler_queries, settlement_rules
+from audit.corrections import CorrectionBook, is_posted_once
 from audit.orders import OrderBook
 from audit.payments import PaymentBook
 from audit.settlements import SettlementBook
@@ -80,6 +81,10 @@ class OfOrders(Each[OrderBook]):
     """Judges orders."""
 
 
+class OfCorrections(Each[CorrectionBook]):
+    """Judges corrections."""
+
+
 @dataclass(frozen=True, slots=True)
 class Followed:
     """Holds how far listeners are against how far their sources are."""
@@ -87,7 +92,7 @@ class Followed:
     what: str
 
 
-Check: TypeAlias = Query | OfPayments | OfSettlements | OfOrders | Followed
+Check: TypeAlias = Query | OfPayments | OfSettlements | OfOrders | OfCorrections | Followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,6 +421,106 @@ INVARIANTS: tuple[Invariant, ...] = (
             *(
                 Query(service=service, offending=(), noted=("parked", queries.PARKED_EVENTS))
                 for service in ("orchestrator", "payment", "inventory", "shipping")
+            ),
+        ),
+    ),
+    Invariant(
+        10,
+        "statements-add-up",
+        "the opening balance of every statement and its lines are its closing balance",
+        "statements with their lines",
+        (
+            Query(
+                service="reconciler",
+                counted=("statements", reconciler_queries.COUNT_STATEMENTS),
+                offending=(reconciler_queries.STATEMENTS_APART, reconciler_queries.LINES_WITHOUT_STATEMENT),
+            ),
+        ),
+    ),
+    Invariant(
+        10,
+        "lines-accounted-for",
+        "every line and every item is matched or open, and what is a difference is in one case that stands",
+        "lines and items with matches and cases",
+        (
+            Query(
+                service="reconciler",
+                counted=("lines", reconciler_queries.COUNT_LINES),
+                offending=(reconciler_queries.astray("lines", "line"),),
+                noted=("waiting", reconciler_queries.waiting("lines", "line")),
+            ),
+            Query(
+                service="reconciler",
+                counted=("items", reconciler_queries.COUNT_ITEMS),
+                offending=(reconciler_queries.astray("items", "item"),),
+                noted=("waiting", reconciler_queries.waiting("items", "item")),
+            ),
+        ),
+    ),
+    Invariant(
+        10,
+        "matches-have-two-sides",
+        "what one rule has matched in one run has lines and items, of one currency",
+        "matched lines with matched items",
+        (
+            Query(
+                service="reconciler",
+                counted=("matches", reconciler_queries.COUNT_MATCHES),
+                offending=(reconciler_queries.MATCHES_APART,),
+                noted=("within a tolerance", reconciler_queries.MATCHES_WITHIN_A_TOLERANCE),
+            ),
+        ),
+    ),
+    Invariant(
+        10,
+        "cases-are-their-events",
+        "every case has as many events as versions, and stands for something exactly as long as it is not closed",
+        "cases with their events and members",
+        (
+            Query(
+                service="reconciler",
+                counted=("cases", reconciler_queries.COUNT_CASES),
+                offending=(reconciler_queries.CASES_APART,),
+            ),
+        ),
+    ),
+    Invariant(
+        10,
+        "corrections-posted-once",
+        "the correction of a case is posted by payment once, as two people have agreed on it, with its journal",
+        "cases with payment's corrections and journals",
+        (
+            Query(
+                service="payment",
+                counted=("journals", queries.COUNT_CORRECTIONS),
+                offending=(queries.CORRECTIONS_APART,),
+            ),
+            OfCorrections("corrections", is_posted_once, lambda _: 1, across=True),
+        ),
+    ),
+    Invariant(
+        11,
+        "told-once",
+        "every message is to be told to an endpoint once, and delivered if an attempt at it was answered well",
+        "deliveries with messages, endpoints and attempts",
+        (
+            Query(
+                service="edge",
+                counted=("deliveries", edge_queries.COUNT_DELIVERIES),
+                offending=(edge_queries.TOLD_TWICE, edge_queries.DELIVERIES_APART),
+            ),
+        ),
+    ),
+    Invariant(
+        11,
+        "one-owner-per-secret",
+        "no two API keys have one secret, and every endpoint that is told has one to sign with",
+        "API keys with each other, endpoints with their secrets",
+        (
+            Query(
+                service="edge",
+                counted=("keys", edge_queries.COUNT_KEYS),
+                offending=(edge_queries.KEYS_OF_SEVERAL, edge_queries.UNSIGNED_ENDPOINTS),
             ),
         ),
     ),

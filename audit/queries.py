@@ -13,6 +13,25 @@ SELECT merchant_id, journal_id, format('sums to %s %s', sum(amount_minor), curre
 FROM journal_entries GROUP BY merchant_id, journal_id, currency HAVING sum(amount_minor) <> 0
 """
 
+COUNT_CORRECTIONS = "SELECT count(*) FROM corrections"
+CORRECTIONS_APART = """
+SELECT merchant_id, correction_id,
+       format('is a correction that books %s, and its journal books %s', coalesce(c.booked, 'nothing'),
+              coalesce(j.booked, 'nothing'))
+FROM (
+    SELECT merchant_id, correction_id,
+           format('%s from %s to %s', amount_minor, credit_account, debit_account || ' ' || currency) AS booked
+    FROM corrections
+) AS c FULL JOIN (
+    SELECT merchant_id, journal_id AS correction_id,
+           string_agg(CASE WHEN amount_minor < 0 THEN format('%s from %s to ', -amount_minor, account)
+                           WHEN line > 2 THEN format('%s %s', amount_minor, account)
+                           ELSE account || ' ' || currency END, '' ORDER BY amount_minor, line) AS booked
+    FROM journal_entries WHERE journal_id LIKE 'cor\\_%' GROUP BY 1, 2
+) AS j USING (merchant_id, correction_id)
+WHERE c.booked IS DISTINCT FROM j.booked
+"""
+
 COUNT_PAYMENTS = "SELECT count(*) FROM payments"
 # What payments, settlements and corrections make of every account, by their amounts. Nothing was ever booked of a hold
 # that was found after its payment had failed, which is VOIDING with a reason.

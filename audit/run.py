@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from typing import Generic, TypeAlias
 
 from audit import queries
-from audit.invariants import INVARIANTS, B, Book, Each, Followed, OfOrders, OfPayments, OfSettlements, Query
+from audit.corrections import read_corrections, unmoved_corrections
+from audit.invariants import (
+    INVARIANTS,
+    B,
+    Book,
+    Each,
+    Followed,
+    OfCorrections,
+    OfOrders,
+    OfPayments,
+    OfSettlements,
+    Query,
+)
 from audit.merge import Key
 from audit.orders import read_orders, unmoved_orders
 from audit.payments import read_payments, unmoved_payments
@@ -25,9 +37,9 @@ SUSPECTS_MAX = 500
 async def run_audit(dsns: Mapping[str, str], *, wait_seconds: float = 0.0) -> Report:
     """Check every invariant.
 
-    `dsns` has the DSN of each database by service: orchestrator, inventory, shipping, payment, fraud, bank; others are
-    ignored. `wait_seconds` is how long to wait for work under way to end before judging; what is still under way then
-    is counted and not judged. Raises AuditError when a database cannot be read.
+    `dsns` has the DSN of each database by service: edge, orchestrator, inventory, shipping, reconciler, payment, fraud,
+    bank; others are ignored. `wait_seconds` is how long to wait for work under way to end before judging; what is still
+    under way then is counted and not judged. Raises AuditError when a database cannot be read.
     """
     started = time.monotonic()
     check_complete(dsns)
@@ -38,6 +50,7 @@ async def run_audit(dsns: Mapping[str, str], *, wait_seconds: float = 0.0) -> Re
     payments = [(lines[i.name], c) for i in INVARIANTS for c in i.checks if isinstance(c, OfPayments)]
     settlements = [(lines[i.name], c) for i in INVARIANTS for c in i.checks if isinstance(c, OfSettlements)]
     orders = [(lines[i.name], c) for i in INVARIANTS for c in i.checks if isinstance(c, OfOrders)]
+    corrections = [(lines[i.name], c) for i in INVARIANTS for c in i.checks if isinstance(c, OfCorrections)]
     async with open_snapshots(dsns) as snapshots:
         in_flight = {
             "sagas": (await snapshots["orchestrator"].fetch(queries.WAITING_SAGAS))[0][0],
@@ -57,6 +70,9 @@ async def run_audit(dsns: Mapping[str, str], *, wait_seconds: float = 0.0) -> Re
                     _judge_all(snapshots, read_settlements(snapshots), settlements, unmoved_settlements)
                 )
                 tasks.create_task(_judge_all(snapshots, read_orders(snapshots), orders, unmoved_orders))
+                tasks.create_task(
+                    _judge_all(snapshots, read_corrections(snapshots), corrections, unmoved_corrections)
+                )
         except ExceptionGroup as several:
             raise several.exceptions[0] from None
     return Report(tuple(lines.values()), in_flight, time.monotonic() - started)

@@ -18,7 +18,7 @@ Connection: TypeAlias = psycopg.AsyncConnection[TupleRow]
 T = TypeVar("T")
 Row: TypeAlias = tuple[Any, ...]
 
-CALLERS_FIRST = ("orchestrator", "inventory", "shipping", "payment", "fraud", "bank")
+CALLERS_FIRST = ("edge", "orchestrator", "inventory", "shipping", "reconciler", "payment", "fraud", "bank")
 """The order in which snapshots are opened; see the package."""
 CONNECT_SECONDS = 30
 """A server that is busy or recovering is waited for; one that is not there refuses at once."""

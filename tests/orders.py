@@ -40,6 +40,7 @@ from tests.processes import spawn
 T = TypeVar("T")
 
 DATABASES = ("orchestrator", "payment", "inventory", "shipping", "fraud", "bank")
+AUDITED = (*DATABASES, "edge", "reconciler")
 PRICE_MINOR = 2_500
 """Too much for the rule that looks for card testing, too little for those that look for large payments."""
 CALLER = "shop"

@@ -17,7 +17,7 @@ from audit.run import run_audit
 from paymesh.channel import with_key
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from tests.orders import (
-    DATABASES,
+    AUDITED,
     HELD,
     NOTHING,
     UNDONE_AT_SHIP,
@@ -49,7 +49,7 @@ async def test_whoever_is_killed_every_event_is_applied_once() -> None:
         assert all(killed[victim] for victim in VICTIMS), killed
         await _compare(shop, merchant, ends)
         await _at_rest(shop)
-        report = await run_audit({name: shop.mesh.dsn(name) for name in DATABASES}, wait_seconds=20)
+        report = await run_audit({name: shop.mesh.dsn(name) for name in AUDITED}, wait_seconds=20)
         assert report.settled
         assert report.ok, [f"{offence}" for line in report.lines for offence in line.first]
 

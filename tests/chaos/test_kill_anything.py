@@ -28,7 +28,7 @@ from paymesh.bank.v1 import bank_pb2
 from paymesh.channel import with_key
 from paymesh.errors import Kind, PaymeshCallError, call_error, failure_error
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
-from tests.orders import DATABASES, ENDED, Shop, batch, new_key, order, running_shop, until
+from tests.orders import AUDITED, ENDED, Shop, batch, new_key, order, running_shop, until
 
 SECONDS = float(os.environ.get("PAYMESH_CHAOS_SECONDS", "15"))
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(SECONDS * 2 + 300)]
@@ -266,7 +266,7 @@ async def test_whatever_is_killed_every_order_ends_and_the_books_agree(mesh_to_b
     completed = {order_id for order_id, (state, _) in sagas.items() if state == "COMPLETED"}
     for name, orders in (await _held(shop)).items():
         assert orders - parked == completed, name
-    report = await run_audit({name: shop.mesh.dsn(name) for name in DATABASES}, wait_seconds=10)
+    report = await run_audit({name: shop.mesh.dsn(name) for name in AUDITED}, wait_seconds=10)
     assert report.settled
     assert report.ok, [f"{offence}" for line in report.lines for offence in line.first]
     states = Counter(state for state, _ in sagas.values())

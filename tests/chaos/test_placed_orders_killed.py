@@ -23,8 +23,8 @@ from paymesh.channel import with_key
 from paymesh.errors import PaymeshCallError
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from tests.orders import (
+    AUDITED,
     CANCELLED,
-    DATABASES,
     DISPATCHED,
     PRICE_MINOR,
     Shop,
@@ -62,7 +62,7 @@ async def _slow_bank(shop: Shop, merchant: str) -> None:
 
 
 async def _audit(shop: Shop) -> None:
-    report = await run_audit({name: shop.mesh.dsn(name) for name in DATABASES}, wait_seconds=20)
+    report = await run_audit({name: shop.mesh.dsn(name) for name in AUDITED}, wait_seconds=20)
     assert report.settled
     assert report.ok, [f"{offence}" for line in report.lines for offence in line.first]
 

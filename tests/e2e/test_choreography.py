@@ -21,8 +21,8 @@ from audit.run import run_audit
 from paymesh.bank.v1 import bank_pb2
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from tests.orders import (
+    AUDITED,
     CANCELLED,
-    DATABASES,
     HELD,
     NOTHING,
     UNDONE_AT_SHIP,
@@ -141,7 +141,7 @@ async def test_thousands_of_orders_come_to_the_same_both_ways(shop: Shop) -> Non
     await shop.faults.ClearFaults(bank_pb2.ClearFaultsRequest())
     conducted, danced = ends.values()
     assert danced == conducted
-    report = await run_audit({name: shop.mesh.dsn(name) for name in DATABASES}, wait_seconds=10)
+    report = await run_audit({name: shop.mesh.dsn(name) for name in AUDITED}, wait_seconds=10)
     assert report.settled
     assert report.ok, [f"{offence}" for line in report.lines for offence in line.first]
 

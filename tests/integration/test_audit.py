@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,19 @@ from deploy.local.mesh import plan
 from deploy.local.ports import free_base_port
 from deploy.local.postgres import EmbeddedPostgres
 from deploy.local.supervisor import Mesh
+from paymesh.bank.v1 import statement_pb2, statement_pb2_grpc
 from paymesh.channel import open_channel, with_key
+from paymesh.cli.bank import DETAILS, FORMATS
 from paymesh.inventory.v1 import inventory_pb2, inventory_pb2_grpc
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from paymesh.orchestrator.v1 import orchestrator_pb2_grpc
 from paymesh.payment.v1 import settlement_pb2, settlement_pb2_grpc
+from paymesh.reconciler.v1 import reconciler_pb2, reconciler_pb2_grpc
+from paymesh.reconciliation.sending import examine, reconcile
 from tests.breakages import ALL, Breakage
 from tests.processes import spawn
 
-DATABASES = ("orchestrator", "inventory", "shipping", "payment", "fraud", "bank")
+DATABASES = ("edge", "orchestrator", "inventory", "shipping", "reconciler", "payment", "fraud", "bank")
 MERCHANT = "mer_audit"
 ORDERS = 480
 KINDS = ("good", "good", "good", "declined", "out of stock", "unserved")
@@ -106,6 +110,9 @@ async def _make_books(folder: Path) -> tuple[list[Report], dict[str, pb.Order]]:
             reports.append(await run_audit(dsns))
         orders = await placing
         await _settle(mesh.targets["payment"])
+        await _reconcile(mesh, folder)
+        with psycopg.connect(mesh.dsn("edge")) as connection:
+            connection.execute(WEBHOOK.encode())
         with found_dsns(folder, {}) as found:
             reports.append(await run_audit(found, wait_seconds=10))
         return reports, orders
@@ -119,8 +126,64 @@ async def _settle(target: str) -> None:
         stub = settlement_pb2_grpc.SettlementServiceStub(channel)
         day = datetime.now(UTC).date().isoformat()
         await stub.RunSettlement(settlement_pb2.RunSettlementRequest(merchant_id=MERCHANT, date=day))
+        open_ones = settlement_pb2.ListSettlementsRequest(merchant_id=MERCHANT, open_only=True)
+        while (await stub.ListSettlements(open_ones)).settlements:
+            await asyncio.sleep(0.05)
 
 
+async def _reconcile(mesh: Mesh, folder: Path) -> None:
+    """Hold the day against the bank's statement, on which are two lines that nobody knows. One of them is corrected."""
+    day = datetime.now(UTC).date()
+    async with open_channel(mesh.targets["bank"]) as channel:
+        bank = statement_pb2_grpc.StatementServiceStub(channel)
+        unknown = statement_pb2.StatementErrorCount(kind=statement_pb2.STATEMENT_ERROR_KIND_UNKNOWN, count=2)
+        await bank.InjectStatementErrors(
+            statement_pb2.InjectStatementErrorsRequest(
+                merchant_id=MERCHANT, date=day.isoformat(), seed=1, late_days=1, counts=[unknown]
+            )
+        )
+        request = statement_pb2.GetStatementRequest(
+            merchant_id=MERCHANT, date=day.isoformat(), format=FORMATS["csv"], detail=DETAILS["items"]
+        )
+        path = folder / "statement.csv"
+        path.write_bytes(b"".join([answer.chunk async for answer in bank.GetStatement(request)]))
+    async with open_channel(mesh.targets["reconciler"]) as channel:
+        stub: Any = reconciler_pb2_grpc.ReconcilerServiceStub(channel)
+        begin = reconciler_pb2.ReconcileRequest.Begin(
+            merchant_id=MERCHANT, date=(day + timedelta(days=2)).isoformat(), differences_max=10
+        )
+        found = await reconcile(stub, begin, [examine(path)], lambda *_: None)
+        case = found.differences[0].case
+        named: dict[str, Any] = {"merchant_id": MERCHANT, "case_id": case.case_id}
+        correction = reconciler_pb2.Correction(debit_account="cash", credit_account="suspense")
+        correction.amount.amount_minor, correction.amount.currency = abs(case.at_bank.amount_minor), "USD"
+        propose = reconciler_pb2.ProposeResolutionRequest(
+            **named, reason="not ours", actor="ann", correction=correction
+        )
+        await stub.ProposeResolution(propose, metadata=with_key("propose"))
+        approve = reconciler_pb2.ApproveResolutionRequest(**named, proposal=1, actor="bob")
+        await stub.ApproveResolution(approve, metadata=with_key("approve"))
+        state = reconciler_pb2.CASE_STATE_RESOLVING
+        while state == reconciler_pb2.CASE_STATE_RESOLVING:
+            state = (await stub.GetCase(reconciler_pb2.GetCaseRequest(**named))).case.state
+
+
+WEBHOOK = f"""
+INSERT INTO api_keys (merchant_id, key_id, hash, access)
+VALUES ('{MERCHANT}', 'key_audit', sha256('secret'::bytea), 'full');
+INSERT INTO webhook_endpoints (merchant_id, endpoint_id, url, events, description)
+VALUES ('{MERCHANT}', 'whe_audit', 'https://shop.example/hook', '{{}}', '');
+INSERT INTO webhook_secrets (merchant_id, endpoint_id, secret_id, sealed_secret, sealed_key, vault_key_id)
+VALUES ('{MERCHANT}', 'whe_audit', 'sec_audit', '', '', 'v1');
+INSERT INTO webhook_messages (merchant_id, message_id, type, body, occurred_at)
+VALUES ('{MERCHANT}', 'evt_audit', 'payment.captured', '', now());
+INSERT INTO webhook_deliveries
+    (merchant_id, delivery_id, endpoint_id, message_id, state, attempts, retry_until, ended_at)
+VALUES ('{MERCHANT}', 'dlv_audit', 'whe_audit', 'evt_audit', 'DELIVERED', 1, now(), now());
+INSERT INTO webhook_attempts (merchant_id, delivery_id, number, ended_at, status)
+VALUES ('{MERCHANT}', 'dlv_audit', 1, now(), 204);
+"""
+"""What the edge has of an endpoint that was told of one event."""
 LATER = 120
 """Of the first so many orders some are not left as they were placed."""
 
