@@ -198,6 +198,8 @@ FROM sagas WHERE state IN ('RUNNING', 'COMPENSATING')
 """
 PARKED_SAGAS = """
 SELECT merchant_id, saga_id, format('is PARKED: %s %s', reason->>'step', reason->>'code')
+       || CASE interventions->-1->>'kind' WHEN 'CLOSED' THEN format(' (closed by %s: %s)', interventions->-1->>'actor',
+                                                                   interventions->-1->>'reason') ELSE '' END
 FROM sagas WHERE state = 'PARKED'
 """
 
@@ -284,17 +286,40 @@ WHERE i.result IS NULL AND i.method <> 'AuthorizePayment' AND NOT EXISTS (
 COUNT_ANNOUNCEMENTS = "SELECT count(*) FROM outbox"
 
 
+FORGOTTEN = """
+SELECT '', 'outbox', format('has forgotten the first %s announcements', forgotten)
+FROM (
+    SELECT coalesce((SELECT min(first_position) FROM event_batches), position + 1) - 1 AS forgotten FROM event_log
+) AS log
+WHERE forgotten > 0
+"""
+# Announcements are forgotten in the order of their positions (EVENTS_KEEP_DAYS), so none that was made after the oldest
+# batch that is kept was numbered; an hour more for clocks that differ and for transactions that take their time.
+_KEPT_SINCE = """
+SELECT CASE WHEN coalesce((SELECT min(first_position) FROM event_batches), position + 1) = 1
+            THEN timestamptz '-infinity'
+            ELSE coalesce((SELECT min(numbered_at) FROM event_batches), swept_at) + interval '1 hour' END AS kept_since
+FROM event_log
+"""
+
+
 def announced_apart(due: str) -> str:
-    """What `due` (merchant, id, type: one row per announcement that is due) and the outbox do not agree upon."""
+    """What `due` (merchant, id, type, at: one row per announcement that is due, and when it was made) and the outbox do
+    not agree upon. What was made before the oldest announcement that is kept may have been forgotten; NULL for when
+    nobody knows."""
     return f"""
 SELECT merchant_id, id, format('was announced as %s %s times, %s due', type, coalesce(told.times, 0),
                                coalesce(due.times, 0))
-FROM (SELECT merchant_id, id, type, count(*) AS times FROM ({due}) AS one GROUP BY 1, 2, 3) AS due
+FROM (
+    SELECT merchant_id, id, type, count(*) AS times,
+           count(*) FILTER (WHERE kept_since = '-infinity' OR at > kept_since) AS kept
+    FROM ({due}) AS one CROSS JOIN ({_KEPT_SINCE}) AS log GROUP BY 1, 2, 3
+) AS due
 FULL JOIN (
     SELECT merchant_id, aggregate_id AS id, type, count(*) AS times FROM outbox
     WHERE NOT starts_with(type, 'paymesh.choreography.') GROUP BY 1, 2, 3
 ) AS told USING (merchant_id, id, type)
-WHERE coalesce(due.times, 0) <> coalesce(told.times, 0)
+WHERE coalesce(told.times, 0) NOT BETWEEN coalesce(due.kept, 0) AND coalesce(due.times, 0)
 """
 
 
@@ -307,32 +332,38 @@ SELECT merchant_id, order_id AS id, 'paymesh.orchestrator.v1.' || CASE
     WHEN kind = 'dispatch' THEN 'OrderDispatchRefused'
     WHEN kind = 'cancel' THEN 'OrderCancelled'
     WHEN kind = 'return' AND state = 'COMPLETED' THEN 'OrderReturned'
-    ELSE 'OrderReturnRefused' END AS type
+    ELSE 'OrderReturnRefused' END AS type, ended_at AS at
 FROM sagas WHERE state IN ('COMPLETED', 'COMPENSATED', 'PARKED')
+UNION ALL
+-- What a person had tried again had been parked before.
+SELECT merchant_id, order_id, 'paymesh.orchestrator.v1.OrderParked', NULL
+FROM sagas CROSS JOIN LATERAL json_array_elements(interventions) AS one
+WHERE interventions::text <> '[]' AND one->>'kind' = 'RETRIED'
 """)
 PAYMENTS_ANNOUNCED_APART = announced_apart("""
 SELECT merchant_id, payment_id AS id,
        'paymesh.payment.v1.' || CASE WHEN type IN ('PaymentRejected', 'PaymentFailed') THEN 'PaymentDeclined' ELSE
-       type END AS type
+       type END AS type, recorded_at AS at
 FROM payment_events
 WHERE type IN ('PaymentAuthorized', 'PaymentDeclined', 'PaymentRejected', 'PaymentFailed', 'PaymentVoided',
                'PaymentAuthorizationIncremented', 'PaymentCaptured', 'PaymentRefunded', 'PaymentExpired',
                'PaymentSettled')
 """)
 RESERVATIONS_ANNOUNCED_APART = announced_apart("""
-SELECT merchant_id, reservation_id AS id, 'paymesh.inventory.v1.StockReserved' AS type FROM reservations
+SELECT merchant_id, reservation_id AS id, 'paymesh.inventory.v1.StockReserved' AS type, created_at AS at
+FROM reservations
 UNION ALL
 SELECT merchant_id, reservation_id, 'paymesh.inventory.v1.' || CASE state
-    WHEN 'RELEASED' THEN 'StockReleased' ELSE 'StockCommitted' END
+    WHEN 'RELEASED' THEN 'StockReleased' ELSE 'StockCommitted' END, ended_at
 FROM reservations WHERE state <> 'RESERVED'
 UNION ALL
-SELECT merchant_id, return_id, 'paymesh.inventory.v1.StockReturned' FROM returns
+SELECT merchant_id, return_id, 'paymesh.inventory.v1.StockReturned', created_at FROM returns
 """)
 SHIPMENTS_ANNOUNCED_APART = announced_apart("""
-SELECT merchant_id, shipment_id AS id, 'paymesh.shipping.v1.ShipmentCreated' AS type FROM shipments
+SELECT merchant_id, shipment_id AS id, 'paymesh.shipping.v1.ShipmentCreated' AS type, created_at AS at FROM shipments
 UNION ALL
 SELECT merchant_id, shipment_id, 'paymesh.shipping.v1.' || CASE state
-    WHEN 'CANCELLED' THEN 'ShipmentCancelled' ELSE 'ShipmentDispatched' END
+    WHEN 'CANCELLED' THEN 'ShipmentCancelled' ELSE 'ShipmentDispatched' END, ended_at
 FROM shipments WHERE state <> 'CREATED'
 """)
 

@@ -75,7 +75,7 @@ class Ownership:
         orphans = await self._database.transact(work)
         if orphans:
             log.warning("took over %d sagas", len(orphans))
-        return self._drive(orphans, epoch)
+        return self.drive(orphans, epoch)
 
     async def find_strays(self) -> int:
         """Sagas that we own and do not drive: their start was committed, but the connection broke before we knew. Those
@@ -86,9 +86,10 @@ class Ownership:
         strays = [stored for stored in owned if stored.saga.key not in driven]
         if strays:
             log.warning("found %d stray sagas", len(strays))
-        return self._drive(strays, epoch)
+        return self.drive(strays, epoch)
 
-    def _drive(self, sagas: Sequence[StoredSaga], epoch: int) -> int:
+    def drive(self, sagas: Sequence[StoredSaga], epoch: int) -> int:
+        """Go on with sagas that this epoch owns. Returns how many."""
         for stored in sagas:
             try:
                 self._engine.drive(_running(self._engine, stored, epoch))

@@ -154,6 +154,12 @@ class Engine:
             self._active[running.saga.key] = running
         self._advance(runnings)
 
+    def dismiss(self, keys: Iterable[SagaKey]) -> None:
+        """Forget sagas whose ends are durable, should that not have come round here yet."""
+        for key in keys:
+            if (ended := self._active.get(key)) is not None:
+                self._abandon(ended)
+
     def abandon_all(self) -> None:
         """Forget every saga: the lease has run out and others may own them. Callers are told to ask again."""
         for running in list(self._active.values()):

@@ -26,10 +26,12 @@ from services.orchestrator.domain import (
     State,
     StepState,
 )
+from services.orchestrator.interventions import Intervention, Kind
 
+_NONE = "[]"
 _COLUMNS = """merchant_id, saga_id, order_id, kind, state, steps::text, history::text, reason::text,
     (extract(epoch FROM created_at) * 1000)::bigint, (extract(epoch FROM ended_at) * 1000)::bigint, input, caller, key,
-    traceparent, owner_epoch"""
+    traceparent, owner_epoch, interventions::text"""
 
 
 NOBODY = 0
@@ -45,6 +47,7 @@ class StoredSaga(NamedTuple):
     key: str
     traceparent: str
     owner_epoch: int
+    interventions: tuple[Intervention, ...] = ()
 
 
 async def insert_sagas(tx: Transaction, sagas: Sequence[StoredSaga], references: Sequence[str]) -> set[str]:
@@ -111,6 +114,34 @@ async def save_sagas(tx: Transaction, sagas: Sequence[Saga], epoch: int) -> set[
         },
     )
     return {row[0] for row in rows}
+
+
+def save_interventions(tx: Transaction, sagas: Sequence[StoredSaga]) -> None:
+    """Write locked sagas that were PARKED as they are after a person has done something with them: under way again with
+    another owner, or as they were."""
+    if not sagas:
+        return
+    tx.later(
+        """
+        UPDATE sagas AS s
+        SET state = n.state, steps = n.steps::json, reason = n.reason::json, interventions = n.interventions::json,
+            owner_epoch = n.epoch, ended_at = timestamptz 'epoch' + n.ended_at_ms * interval '1 millisecond'
+        FROM unnest(%(merchants)s::text[], %(ids)s::text[], %(states)s::text[], %(steps)s::text[],
+                    %(reasons)s::text[], %(interventions)s::text[], %(epochs)s::bigint[], %(ended)s::bigint[])
+             AS n (merchant_id, saga_id, state, steps, reason, interventions, epoch, ended_at_ms)
+        WHERE s.merchant_id = n.merchant_id AND s.saga_id = n.saga_id AND s.state = 'PARKED'
+        """,
+        {
+            "merchants": [s.saga.merchant_id for s in sagas],
+            "ids": [s.saga.saga_id for s in sagas],
+            "states": [s.saga.state.value for s in sagas],
+            "steps": [_dump_steps(s.saga) for s in sagas],
+            "reasons": [_dump_reason(s.saga) for s in sagas],
+            "interventions": [_dump_interventions(s) for s in sagas],
+            "epochs": [s.owner_epoch for s in sagas],
+            "ended": [s.saga.ended_at_ms or None for s in sagas],
+        },
+    )
 
 
 async def find_saga(database: Database, key: SagaKey) -> StoredSaga | None:
@@ -266,12 +297,14 @@ async def take_over(tx: Transaction, epoch: int, limit: int) -> list[StoredSaga]
 
 
 async def list_owned(database: Database, epoch: int, older_than_seconds: float) -> list[StoredSaga]:
-    """Sagas under way that `epoch` owns and that were begun so long ago."""
+    """Sagas under way that `epoch` owns and that were begun, or had tried again by a person, so long ago."""
     rows = await database.fetch(
         f"""
         SELECT {_COLUMNS} FROM sagas
         WHERE state IN ('RUNNING', 'COMPENSATING') AND owner_epoch = %(epoch)s
           AND created_at < now() - make_interval(secs => %(seconds)s)
+          AND coalesce((interventions->-1->>'at_ms')::bigint, 0)
+              < (extract(epoch FROM now()) - %(seconds)s::float8) * 1000
         """,
         {"epoch": epoch, "seconds": older_than_seconds},
     )
@@ -338,6 +371,15 @@ def _dump_reason(saga: Saga) -> str | None:
     return orjson.dumps({"step": reason.step, "code": reason.code, "message": reason.message}).decode()
 
 
+def _dump_interventions(stored: StoredSaga) -> str:
+    return orjson.dumps(
+        [
+            {"kind": one.kind.value, "actor": one.actor, "reason": one.reason, "at_ms": one.at_ms}
+            for one in stored.interventions
+        ]
+    ).decode()
+
+
 def _stored(row: Row) -> StoredSaga:
     steps = _load(row[5])
     saga = Saga(
@@ -355,7 +397,8 @@ def _stored(row: Row) -> StoredSaga:
         history=tuple(_attempt(a) for a in _load(row[6])),
         ended_at_ms=row[9] or 0,
     )
-    return StoredSaga(saga, row[10], row[11], row[12], row[13], row[14])
+    interventions = () if row[15] == _NONE else tuple(_intervention(i) for i in _load(row[15]))
+    return StoredSaga(saga, row[10], row[11], row[12], row[13], row[14], interventions)
 
 
 def _attempt(stored: dict[str, Any]) -> Attempt:
@@ -370,6 +413,10 @@ def _attempt(stored: dict[str, Any]) -> Attempt:
         started_at_ms=stored["started_at_ms"],
         ended_at_ms=stored["ended_at_ms"],
     )
+
+
+def _intervention(stored: dict[str, Any]) -> Intervention:
+    return Intervention(Kind(stored["kind"]), stored["actor"], stored["reason"], stored["at_ms"])
 
 
 def _load(text: str) -> Any:

@@ -29,6 +29,7 @@ from services.orchestrator.domain import (
     StepState,
     Turn,
 )
+from services.orchestrator.interventions import Intervention, Kind
 from services.orchestrator.service import CONTRACTS
 
 STEPS = {
@@ -101,6 +102,7 @@ def _row(saga: Saga, steps: str, history: str, reason: str | None) -> tuple[Any,
         "k",
         "",
         1,
+        '[{"kind":"RETRIED","actor":"ann","reason":"it is back","at_ms":7}]',
     )
 
 
@@ -114,7 +116,10 @@ def test_a_row_has_the_form_that_it_has_always_had() -> None:
 def test_a_saga_comes_back_from_its_row_as_it_was() -> None:
     turned = domain.turned(_saga(), Turn("authorize"))
     row = _row(turned, store._dump_steps(turned), store._dump_history(turned), store._dump_reason(turned))
-    assert store._stored(row).saga == turned
+    stored = store._stored(row)
+    assert stored.saga == turned
+    assert stored.interventions == (Intervention(Kind.RETRIED, "ann", "it is back", 7),)
+    assert store._dump_interventions(stored) == row[-1]
 
 
 def test_a_row_written_before_positions_were_is_read() -> None:

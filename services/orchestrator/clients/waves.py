@@ -16,7 +16,7 @@ from services.kit.errors import Kind, PaymeshError
 from services.kit.rpc.client import call
 from services.kit.rpc.failures import from_failure
 from services.kit.telemetry import traceparent_of
-from services.orchestrator.domain import Outcome, Saga
+from services.orchestrator.domain import Direction, Outcome, Saga
 
 LINES_PER_CALL_MAX = 20_000
 """Of one call to inventory: well below the message limit even with the longest skus, and few enough that the products
@@ -38,15 +38,34 @@ class Wave(NamedTuple):
 
     def do_keys(self) -> list[str]:
         """Idempotency keys of the dos."""
+        return [_after_refusals(f"{s.saga_id}/{self.step}", s, self.step, Direction.DO) for s in self.sagas]
+
+    def undone_keys(self) -> list[str]:
+        """Idempotency keys of the dos that are undone. What can be undone is not done again."""
         return [f"{saga.saga_id}/{self.step}" for saga in self.sagas]
 
     def undo_keys(self) -> list[str]:
         """Idempotency keys of the undos."""
-        return [f"{saga.saga_id}/{self.step}/undo" for saga in self.sagas]
+        return [
+            _after_refusals(f"{s.saga_id}/{self.step}/undo", s, self.step, Direction.UNDO) for s in self.sagas
+        ]
 
     def part(self, start: int, end: int) -> Wave:
         """Some of them."""
         return Wave(self.step, self.sagas[start:end], self.orders[start:end], self.spans[start:end])
+
+
+def _after_refusals(key: str, saga: Saga, step: str, direction: Direction) -> str:
+    """The key of the next attempt. A no is kept under its key for ever, and says that nothing was done: whoever has a
+    person's word that it is worth asking again asks under another one. An attempt of which nobody knows what came of it
+    is repeated under its own."""
+    if not saga.position.taken_over:  # nobody has asked again
+        return key
+    noes = sum(
+        one.outcome is Outcome.REFUSED and one.step == step and one.direction is direction
+        for one in saga.history
+    )
+    return f"{key}/{noes + 1}" if noes else key
 
 
 class Result(NamedTuple):
@@ -84,7 +103,7 @@ def items_of(batch: Any, wave: Wave, keys: Sequence[str]) -> Iterator[tuple[Any,
 def undos_of(batch: Any, wave: Wave) -> Iterator[tuple[Any, Saga, str]]:
     """A new item of `batch` for each saga, under the key of its undo, with the key of the do that it undoes."""
     items = items_of(batch, wave, wave.undo_keys())
-    for (item, saga, _), do_key in zip(items, wave.do_keys(), strict=True):
+    for (item, saga, _), do_key in zip(items, wave.undone_keys(), strict=True):
         yield item, saga, do_key
 
 

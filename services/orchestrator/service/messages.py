@@ -14,6 +14,7 @@ from services.kit.rpc.stored import Pack
 from services.kit.sets import Answer
 from services.orchestrator import domain, store
 from services.orchestrator.domain import Attempt, Direction, Outcome, Reason, Saga, SagaKey, State
+from services.orchestrator.interventions import Intervention, Kind
 from services.orchestrator.orders import Goods, Later, Order, Stage
 from services.orchestrator.runner import Contract
 
@@ -33,6 +34,7 @@ _OUTCOMES = {
 }
 
 
+_INTERVENTIONS = {kind: pb.InterventionKind.Value(f"INTERVENTION_KIND_{kind}") for kind in Kind}
 _STAGES = {stage: pb.OrderState.Value(f"ORDER_STATE_{stage}") for stage in Stage}
 _AFTER_PLACING = {
     State.RUNNING: pb.ORDER_STATE_PLACING,
@@ -107,7 +109,9 @@ def _fill(order: pb.Order, saga: Saga, request: pb.PlaceOrderRequest) -> None:
     _times(order, saga)
 
 
-def saga_message(saga: Saga, owner_epoch: int, *, history: bool = True) -> pb.Saga:
+def saga_message(
+    saga: Saga, owner_epoch: int, *, history: bool = True, interventions: Sequence[Intervention] = ()
+) -> pb.Saga:
     """The saga as it stands."""
     message = pb.Saga(
         merchant_id=saga.merchant_id,
@@ -125,6 +129,11 @@ def saga_message(saga: Saga, owner_epoch: int, *, history: bool = True) -> pb.Sa
         history=[_attempt(a) for a in saga.history] if history else [],
     )
     _times(message, saga)
+    for number, one in enumerate(interventions, 1):
+        told = message.interventions.add(
+            number=number, kind=_INTERVENTIONS[one.kind], actor=one.actor, reason=one.reason
+        )
+        _set_ms(told.at, one.at_ms)
     return message
 
 

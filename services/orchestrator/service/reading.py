@@ -9,6 +9,7 @@ from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from services.kit.db import Database
 from services.orchestrator import domain, store
 from services.orchestrator.domain import Saga, SagaKey
+from services.orchestrator.interventions import Intervention
 from services.orchestrator.runner import Engine
 from services.orchestrator.service.messages import full_order_message, later_of, order_of, saga_message
 from services.orchestrator.service.placed import no_order
@@ -21,10 +22,11 @@ class Told(NamedTuple):
     request: Any
     """What it was begun with."""
     epoch: int
+    interventions: Sequence[Intervention] = ()
 
     def message(self) -> pb.Saga:
         """On the wire, with its history."""
-        return saga_message(self.saga, self.epoch)
+        return saga_message(self.saga, self.epoch, interventions=self.interventions)
 
 
 class View(NamedTuple):
@@ -93,4 +95,4 @@ class Reader:
         if running is not None:
             return Told(running.durable, running.request, running.epoch)
         request = self._engine.read(stored.saga.kind, stored.input)
-        return Told(stored.saga, request, stored.owner_epoch)
+        return Told(stored.saga, request, stored.owner_epoch, stored.interventions)

@@ -11,14 +11,15 @@ from services.kit.checks import Checks, page_size
 from services.kit.coalescer import Limits
 from services.kit.db import Database
 from services.kit.deadline import Deadline
-from services.kit.errors import NotFound
 from services.kit.rpc.method import SetMethod
 from services.orchestrator import domain, store
 from services.orchestrator.clients import Payments
+from services.orchestrator.interventions import Close, Retry, no_saga
 from services.orchestrator.ownership import Ownership
 from services.orchestrator.runner import Engine
 from services.orchestrator.service import messages, requests
 from services.orchestrator.service.choreography import Observer
+from services.orchestrator.service.intervening import Intervening, close_wish, retry_wish
 from services.orchestrator.service.messages import STATES, saga_message
 from services.orchestrator.service.placed import BeginWith
 from services.orchestrator.service.placing import begin_placing
@@ -85,7 +86,29 @@ class OrchestratorService:
         self.DispatchOrder, self.BatchDispatchOrders = dispatching.single, dispatching.batch
         self.CancelOrder, self.BatchCancelOrders = cancelling.single, cancelling.batch
         self.ReturnOrder, self.BatchReturnOrders = returning.single, returning.batch
-        self._methods: tuple[SetMethod[Any, Any], ...] = (placing, dispatching, cancelling, returning)
+        intervening = Intervening(database, engine, ownership)
+        retrying: SetMethod[Retry, pb.RetrySagaResponse] = SetMethod(
+            f"{NAME}/RetrySaga",
+            parse=retry_wish,
+            handle=intervening.retry,
+            batch_response=pb.BatchRetrySagasResponse,
+        )
+        closing: SetMethod[Close, pb.CloseSagaResponse] = SetMethod(
+            f"{NAME}/CloseSaga",
+            parse=close_wish,
+            handle=intervening.close,
+            batch_response=pb.BatchCloseSagasResponse,
+        )
+        self.RetrySaga, self.BatchRetrySagas = retrying.single, retrying.batch
+        self.CloseSaga, self.BatchCloseSagas = closing.single, closing.batch
+        self._methods: tuple[SetMethod[Any, Any], ...] = (
+            placing,
+            dispatching,
+            cancelling,
+            returning,
+            retrying,
+            closing,
+        )
 
     async def drain(self) -> None:
         """Wait until every saga that was accepted has been begun; its end may be another orchestrator's."""
@@ -145,7 +168,7 @@ class OrchestratorService:
         checks.done()
         found = await self._reader.saga((request.merchant_id, request.saga_id))
         if found is None:
-            raise NotFound("UNKNOWN_SAGA", f"there is no saga {request.saga_id!r}")
+            raise no_saga(request.saga_id)
         return pb.GetSagaResponse(saga=found.message())
 
     async def ListSagas(self, request: pb.ListSagasRequest, context: Any) -> pb.ListSagasResponse:
@@ -163,7 +186,10 @@ class OrchestratorService:
             self._database, request.merchant_id, states, request.page_token, size + 1
         )
         more = page[size - 1].saga.saga_id if len(page) > size else ""
-        sagas = [saga_message(s.saga, s.owner_epoch, history=False) for s in page[:size]]
+        sagas = [
+            saga_message(s.saga, s.owner_epoch, history=False, interventions=s.interventions)
+            for s in page[:size]
+        ]
         return pb.ListSagasResponse(sagas=sagas, next_page_token=more)
 
 

@@ -1,6 +1,5 @@
 """`paymesh case`: differences between the bank and our books, and how people resolve them."""
 
-import getpass
 import json
 from typing import Annotated, Any
 
@@ -16,11 +15,14 @@ from paymesh.cli.options import (
     MERCHANT,
     PATIENCE,
     RECONCILER_TARGET,
+    Actor,
     Json,
     Key,
     Limit,
     Merchant,
+    Reason,
     ReconcilerTarget,
+    acting,
 )
 from paymesh.cli.program import UserError
 from paymesh.cli.reconcile import difference_table
@@ -34,10 +36,6 @@ PAGE_SIZE_MAX = 1_000
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
 CaseId = Annotated[str, typer.Argument(metavar="CASE", help="Identifier, case_…")]
-Actor = Annotated[
-    str, typer.Option("--as", envvar="PAYMESH_ACTOR", help="Who you are; your login name by default.")
-]
-Reason = Annotated[str, typer.Option("--reason", help="Why, for the audit trail.")]
 Proposal = Annotated[
     int,
     typer.Option(
@@ -120,7 +118,7 @@ def assign_case(
     as_json: Json = False,
 ) -> None:
     """Give a case to a person."""
-    request = pb.AssignCaseRequest(merchant_id=merchant, case_id=case_id, owner=owner, actor=_actor(actor))
+    request = pb.AssignCaseRequest(merchant_id=merchant, case_id=case_id, owner=owner, actor=acting(actor))
     _change("AssignCase", request, key, target, as_json)
 
 
@@ -154,7 +152,7 @@ def propose_resolution(
             "a correction needs --debit, --credit, --amount and --currency; an explanation none of them"
         )
     request = pb.ProposeResolutionRequest(
-        merchant_id=merchant, case_id=case_id, reason=reason, actor=_actor(actor)
+        merchant_id=merchant, case_id=case_id, reason=reason, actor=acting(actor)
     )
     if all(given):
         request.correction.debit_account = debit
@@ -176,7 +174,7 @@ def approve_resolution(
     """Approve what another person has proposed."""
     number = proposal or run(_proposal(target, merchant, case_id), as_json)
     request = pb.ApproveResolutionRequest(
-        merchant_id=merchant, case_id=case_id, proposal=number, actor=_actor(actor)
+        merchant_id=merchant, case_id=case_id, proposal=number, actor=acting(actor)
     )
     _change("ApproveResolution", request, key, target, as_json)
 
@@ -195,18 +193,9 @@ def reject_resolution(
     """Turn a proposal down, or take your own back."""
     number = proposal or run(_proposal(target, merchant, case_id), as_json)
     request = pb.RejectResolutionRequest(
-        merchant_id=merchant, case_id=case_id, proposal=number, reason=reason, actor=_actor(actor)
+        merchant_id=merchant, case_id=case_id, proposal=number, reason=reason, actor=acting(actor)
     )
     _change("RejectResolution", request, key, target, as_json)
-
-
-def _actor(given: str) -> str:
-    if given:
-        return given
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        raise UserError("--as NAME: say who you are") from None
 
 
 def _named(option: str, name: str, words: dict[int, str]) -> Any:

@@ -1,5 +1,6 @@
 """Options that several commands share, each with its environment variable."""
 
+import getpass
 import re
 from typing import Annotated
 
@@ -62,6 +63,11 @@ Key = Annotated[
 
 Note = Annotated[str, typer.Option("--note", help="Why, for the audit trail.")]
 
+Actor = Annotated[
+    str, typer.Option("--as", envvar="PAYMESH_ACTOR", help="Who you are; your login name by default.")
+]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for the audit trail.")]
+
 Patience = Annotated[
     float,
     typer.Option(
@@ -74,6 +80,16 @@ Limit = Annotated[int, typer.Option("--limit", min=1, help="Show at most this ma
 LIMIT = 100
 
 OrderId = Annotated[str, typer.Argument(metavar="ORDER", help="Identifier, ord_…")]
+
+
+def acting(given: str) -> str:
+    """Who acts: who was named, or who is logged in."""
+    if given:
+        return given
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        raise UserError("--as NAME: say who you are") from None
 
 
 def order_line(text: str) -> orchestrator_pb2.OrderLine:

@@ -149,6 +149,12 @@ def saga_tree(saga: orchestrator_pb2.Saga) -> Tree:
             branch = tree.add(Text(lane, style="bold"))
             for attempt in attempts:
                 branch.add(attempt_line(attempt, saga.created_at))
+    if saga.interventions:
+        branch = tree.add(Text("by hand", style="bold"))
+        for one in saga.interventions:
+            kind = enum_name(orchestrator_pb2.InterventionKind, one.kind, "INTERVENTION_KIND_")
+            what = kind.lower().replace("_", " ")
+            branch.add(Text(f"{one.number}  {show_time(one.at)}  {what} by {one.actor}: {one.reason}"))
     if saga.HasField("next_attempt_at"):
         tree.add(Text(f"next attempt at {show_time(saga.next_attempt_at)}"))
     return tree

@@ -202,6 +202,34 @@ ATTEMPT_OUTCOME_UNKNOWN: AttemptOutcome.ValueType  # 4
 """It may have happened; it is tried again with the same key."""
 Global___AttemptOutcome: _TypeAlias = AttemptOutcome  # noqa: Y015
 
+class _InterventionKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InterventionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InterventionKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INTERVENTION_KIND_UNSPECIFIED: _InterventionKind.ValueType  # 0
+    """Never sent."""
+    INTERVENTION_KIND_RETRIED: _InterventionKind.ValueType  # 1
+    """Had it tried again."""
+    INTERVENTION_KIND_CLOSE_PROPOSED: _InterventionKind.ValueType  # 2
+    """Proposed that it is closed; another person has to approve that."""
+    INTERVENTION_KIND_CLOSED: _InterventionKind.ValueType  # 3
+    """Closed it, or approved that it is closed."""
+
+class InterventionKind(_InterventionKind, metaclass=_InterventionKindEnumTypeWrapper):
+    """What a person may do with a saga that is PARKED."""
+
+INTERVENTION_KIND_UNSPECIFIED: InterventionKind.ValueType  # 0
+"""Never sent."""
+INTERVENTION_KIND_RETRIED: InterventionKind.ValueType  # 1
+"""Had it tried again."""
+INTERVENTION_KIND_CLOSE_PROPOSED: InterventionKind.ValueType  # 2
+"""Proposed that it is closed; another person has to approve that."""
+INTERVENTION_KIND_CLOSED: InterventionKind.ValueType  # 3
+"""Closed it, or approved that it is closed."""
+Global___InterventionKind: _TypeAlias = InterventionKind  # noqa: Y015
+
 @_typing.final
 class OrderLine(_message.Message):
     """One line of an order."""
@@ -448,6 +476,7 @@ class Saga(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
     COORDINATION_FIELD_NUMBER: _builtins.int
+    INTERVENTIONS_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
     """The merchant."""
     saga_id: _builtins.str
@@ -482,6 +511,10 @@ class Saga(_message.Message):
     def ended_at(self) -> _timestamp_pb2.Timestamp:
         """When it ended; unset before."""
 
+    @_builtins.property
+    def interventions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Intervention]:
+        """What people have done with it, oldest first."""
+
     def __init__(
         self,
         *,
@@ -497,14 +530,55 @@ class Saga(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         coordination: Global___Coordination.ValueType = ...,
+        interventions: _abc.Iterable[Global___Intervention] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ended_at", b"ended_at", "next_attempt_at", b"next_attempt_at", "reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordination", b"coordination", "created_at", b"created_at", "ended_at", b"ended_at", "history", b"history", "kind", b"kind", "merchant_id", b"merchant_id", "next_attempt_at", b"next_attempt_at", "order_id", b"order_id", "owner_epoch", b"owner_epoch", "reason", b"reason", "saga_id", b"saga_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordination", b"coordination", "created_at", b"created_at", "ended_at", b"ended_at", "history", b"history", "interventions", b"interventions", "kind", b"kind", "merchant_id", b"merchant_id", "next_attempt_at", b"next_attempt_at", "order_id", b"order_id", "owner_epoch", b"owner_epoch", "reason", b"reason", "saga_id", b"saga_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Saga: _TypeAlias = Saga  # noqa: Y015
+
+@_typing.final
+class Intervention(_message.Message):
+    """Something that a person has done with a saga. Kept for ever."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """1 for the first one of a saga, without gaps: the number of a proposal."""
+    kind: Global___InterventionKind.ValueType
+    """What."""
+    actor: _builtins.str
+    """Who."""
+    reason: _builtins.str
+    """Why."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        kind: Global___InterventionKind.ValueType = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "at", b"at", "kind", b"kind", "number", b"number", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Intervention: _TypeAlias = Intervention  # noqa: Y015
 
 @_typing.final
 class PlaceOrderRequest(_message.Message):
@@ -1556,3 +1630,367 @@ class GetSagaResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetSagaResponse: _TypeAlias = GetSagaResponse  # noqa: Y015
+
+@_typing.final
+class RetrySagaRequest(_message.Message):
+    """See RetrySaga."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    SAGA_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """The merchant, 1 to 64 characters."""
+    saga_id: _builtins.str
+    """The saga, 1 to 64 characters."""
+    actor: _builtins.str
+    """Who wants it, 1 to 64 characters."""
+    reason: _builtins.str
+    """Why, 1 to 200 characters."""
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        saga_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "merchant_id", b"merchant_id", "reason", b"reason", "saga_id", b"saga_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetrySagaRequest: _TypeAlias = RetrySagaRequest  # noqa: Y015
+
+@_typing.final
+class RetrySagaResponse(_message.Message):
+    """See RetrySaga."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAGA_FIELD_NUMBER: _builtins.int
+    RETRIED_FIELD_NUMBER: _builtins.int
+    retried: _builtins.bool
+    """Whether this call has it tried again."""
+    @_builtins.property
+    def saga(self) -> Global___Saga:
+        """The saga as it stands after that, without its history."""
+
+    def __init__(
+        self,
+        *,
+        saga: Global___Saga | None = ...,
+        retried: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["saga", b"saga"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retried", b"retried", "saga", b"saga"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetrySagaResponse: _TypeAlias = RetrySagaResponse  # noqa: Y015
+
+@_typing.final
+class RetrySagaItem(_message.Message):
+    """One RetrySaga in a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Idempotency key of this item, 1 to 255 printable ASCII characters."""
+    traceparent: _builtins.str
+    """W3C traceparent of this item; empty when it is not traced."""
+    @_builtins.property
+    def request(self) -> Global___RetrySagaRequest:
+        """The command."""
+
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+        request: Global___RetrySagaRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "request", b"request", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetrySagaItem: _TypeAlias = RetrySagaItem  # noqa: Y015
+
+@_typing.final
+class RetrySagaResult(_message.Message):
+    """What became of one RetrySaga."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True when the outcome is that of an earlier call with the key."""
+    @_builtins.property
+    def response(self) -> Global___RetrySagaResponse:
+        """It was done, now or by an earlier call with the key."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """It was not."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___RetrySagaResponse | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "replayed", b"replayed", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___RetrySagaResult: _TypeAlias = RetrySagaResult  # noqa: Y015
+
+@_typing.final
+class BatchRetrySagasRequest(_message.Message):
+    """See BatchRetrySagas."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetrySagaItem]:
+        """1 to 1,000 commands."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___RetrySagaItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRetrySagasRequest: _TypeAlias = BatchRetrySagasRequest  # noqa: Y015
+
+@_typing.final
+class BatchRetrySagasResponse(_message.Message):
+    """See BatchRetrySagas."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetrySagaResult]:
+        """One per item, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___RetrySagaResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRetrySagasResponse: _TypeAlias = BatchRetrySagasResponse  # noqa: Y015
+
+@_typing.final
+class CloseSagaRequest(_message.Message):
+    """See CloseSaga."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MERCHANT_ID_FIELD_NUMBER: _builtins.int
+    SAGA_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PROPOSAL_FIELD_NUMBER: _builtins.int
+    merchant_id: _builtins.str
+    """The merchant, 1 to 64 characters."""
+    saga_id: _builtins.str
+    """The saga, 1 to 64 characters."""
+    actor: _builtins.str
+    """Who wants it, 1 to 64 characters."""
+    reason: _builtins.str
+    """Why, and what was done instead, 1 to 200 characters."""
+    proposal: _builtins.int
+    """Number of the proposal that is approved; 0 to propose, or to close where no
+    money is concerned.
+    """
+    def __init__(
+        self,
+        *,
+        merchant_id: _builtins.str = ...,
+        saga_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        proposal: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "merchant_id", b"merchant_id", "proposal", b"proposal", "reason", b"reason", "saga_id", b"saga_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseSagaRequest: _TypeAlias = CloseSagaRequest  # noqa: Y015
+
+@_typing.final
+class CloseSagaResponse(_message.Message):
+    """See CloseSaga."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAGA_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
+    closed: _builtins.bool
+    """Whether it is closed. If not, its last intervention is the proposal that
+    another person has to approve.
+    """
+    @_builtins.property
+    def saga(self) -> Global___Saga:
+        """The saga as it stands after that, without its history."""
+
+    def __init__(
+        self,
+        *,
+        saga: Global___Saga | None = ...,
+        closed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["saga", b"saga"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "saga", b"saga"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseSagaResponse: _TypeAlias = CloseSagaResponse  # noqa: Y015
+
+@_typing.final
+class CloseSagaItem(_message.Message):
+    """One CloseSaga in a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Idempotency key of this item, 1 to 255 printable ASCII characters."""
+    traceparent: _builtins.str
+    """W3C traceparent of this item; empty when it is not traced."""
+    @_builtins.property
+    def request(self) -> Global___CloseSagaRequest:
+        """The command."""
+
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+        request: Global___CloseSagaRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "request", b"request", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseSagaItem: _TypeAlias = CloseSagaItem  # noqa: Y015
+
+@_typing.final
+class CloseSagaResult(_message.Message):
+    """What became of one CloseSaga."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True when the outcome is that of an earlier call with the key."""
+    @_builtins.property
+    def response(self) -> Global___CloseSagaResponse:
+        """It was done, now or by an earlier call with the key."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """It was not."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___CloseSagaResponse | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "replayed", b"replayed", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___CloseSagaResult: _TypeAlias = CloseSagaResult  # noqa: Y015
+
+@_typing.final
+class BatchCloseSagasRequest(_message.Message):
+    """See BatchCloseSagas."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CloseSagaItem]:
+        """1 to 1,000 commands."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___CloseSagaItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCloseSagasRequest: _TypeAlias = BatchCloseSagasRequest  # noqa: Y015
+
+@_typing.final
+class BatchCloseSagasResponse(_message.Message):
+    """See BatchCloseSagas."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CloseSagaResult]:
+        """One per item, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___CloseSagaResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCloseSagasResponse: _TypeAlias = BatchCloseSagasResponse  # noqa: Y015

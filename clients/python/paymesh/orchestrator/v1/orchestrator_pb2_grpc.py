@@ -111,6 +111,26 @@ class OrchestratorServiceStub:
                 request_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetSagaRequest.SerializeToString,
                 response_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetSagaResponse.FromString,
                 _registered_method=True)
+        self.RetrySaga = channel.unary_unary(
+                '/paymesh.orchestrator.v1.OrchestratorService/RetrySaga',
+                request_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RetrySagaRequest.SerializeToString,
+                response_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RetrySagaResponse.FromString,
+                _registered_method=True)
+        self.BatchRetrySagas = channel.unary_unary(
+                '/paymesh.orchestrator.v1.OrchestratorService/BatchRetrySagas',
+                request_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchRetrySagasRequest.SerializeToString,
+                response_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchRetrySagasResponse.FromString,
+                _registered_method=True)
+        self.CloseSaga = channel.unary_unary(
+                '/paymesh.orchestrator.v1.OrchestratorService/CloseSaga',
+                request_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CloseSagaRequest.SerializeToString,
+                response_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CloseSagaResponse.FromString,
+                _registered_method=True)
+        self.BatchCloseSagas = channel.unary_unary(
+                '/paymesh.orchestrator.v1.OrchestratorService/BatchCloseSagas',
+                request_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchCloseSagasRequest.SerializeToString,
+                response_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchCloseSagasResponse.FromString,
+                _registered_method=True)
 
 
 class OrchestratorServiceServicer:
@@ -260,6 +280,51 @@ class OrchestratorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetrySaga(self, request, context):
+        """Has a PARKED saga tried again, once its cause is gone: what was refused, or
+        ran out of attempts, is asked for anew, and what was done is not done
+        again. Answers at once; the saga goes on by itself and ends, in the worst
+        case PARKED once more. A repeat with the key returns the first result. A
+        call with another key for a saga that is not PARKED, because somebody else
+        has retried it or because it has ended since, changes nothing and returns
+        it as it is, with `retried` false. Refused with SAGA_CLOSED. NOT_FOUND when
+        there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchRetrySagas(self, request, context):
+        """RetrySaga for a list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseSaga(self, request, context):
+        """Says that a PARKED saga was settled by hand, outside of paymesh. Nothing is
+        moved, and the saga stays PARKED and its order as it is: it is merely not
+        waiting for anybody any more. Where money is concerned two people are
+        needed: the first call proposes it, and another person approves the
+        proposal by its number. Otherwise the first call closes it.
+
+        A repeat with the key returns the first result. A closed saga is returned
+        as it is. A proposal takes the place of an earlier one. Refused with
+        SAGA_NOT_PARKED, NOTHING_PROPOSED, PROPOSAL_CHANGED (fact `proposal`: the
+        number of the one that stands) or SAME_PERSON. NOT_FOUND when there is
+        none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCloseSagas(self, request, context):
+        """CloseSaga for a list.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OrchestratorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -327,6 +392,26 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.GetSaga,
                     request_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetSagaRequest.FromString,
                     response_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetSagaResponse.SerializeToString,
+            ),
+            'RetrySaga': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetrySaga,
+                    request_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RetrySagaRequest.FromString,
+                    response_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RetrySagaResponse.SerializeToString,
+            ),
+            'BatchRetrySagas': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchRetrySagas,
+                    request_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchRetrySagasRequest.FromString,
+                    response_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchRetrySagasResponse.SerializeToString,
+            ),
+            'CloseSaga': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseSaga,
+                    request_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CloseSagaRequest.FromString,
+                    response_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CloseSagaResponse.SerializeToString,
+            ),
+            'BatchCloseSagas': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCloseSagas,
+                    request_deserializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchCloseSagasRequest.FromString,
+                    response_serializer=paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchCloseSagasResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -692,6 +777,114 @@ class OrchestratorService:
             '/paymesh.orchestrator.v1.OrchestratorService/GetSaga',
             paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetSagaRequest.SerializeToString,
             paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.GetSagaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetrySaga(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.orchestrator.v1.OrchestratorService/RetrySaga',
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RetrySagaRequest.SerializeToString,
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.RetrySagaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchRetrySagas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.orchestrator.v1.OrchestratorService/BatchRetrySagas',
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchRetrySagasRequest.SerializeToString,
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchRetrySagasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseSaga(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.orchestrator.v1.OrchestratorService/CloseSaga',
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CloseSagaRequest.SerializeToString,
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.CloseSagaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCloseSagas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/paymesh.orchestrator.v1.OrchestratorService/BatchCloseSagas',
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchCloseSagasRequest.SerializeToString,
+            paymesh_dot_orchestrator_dot_v1_dot_orchestrator__pb2.BatchCloseSagasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -101,6 +101,33 @@ class OrchestratorServiceStub:
     """A merchant's sagas, newest first."""
     GetSaga: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetSagaRequest, _orchestrator_pb2.GetSagaResponse]
     """One saga with its history. NOT_FOUND when there is none."""
+    RetrySaga: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.RetrySagaRequest, _orchestrator_pb2.RetrySagaResponse]
+    """Has a PARKED saga tried again, once its cause is gone: what was refused, or
+    ran out of attempts, is asked for anew, and what was done is not done
+    again. Answers at once; the saga goes on by itself and ends, in the worst
+    case PARKED once more. A repeat with the key returns the first result. A
+    call with another key for a saga that is not PARKED, because somebody else
+    has retried it or because it has ended since, changes nothing and returns
+    it as it is, with `retried` false. Refused with SAGA_CLOSED. NOT_FOUND when
+    there is none.
+    """
+    BatchRetrySagas: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.BatchRetrySagasRequest, _orchestrator_pb2.BatchRetrySagasResponse]
+    """RetrySaga for a list."""
+    CloseSaga: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.CloseSagaRequest, _orchestrator_pb2.CloseSagaResponse]
+    """Says that a PARKED saga was settled by hand, outside of paymesh. Nothing is
+    moved, and the saga stays PARKED and its order as it is: it is merely not
+    waiting for anybody any more. Where money is concerned two people are
+    needed: the first call proposes it, and another person approves the
+    proposal by its number. Otherwise the first call closes it.
+
+    A repeat with the key returns the first result. A closed saga is returned
+    as it is. A proposal takes the place of an earlier one. Refused with
+    SAGA_NOT_PARKED, NOTHING_PROPOSED, PROPOSAL_CHANGED (fact `proposal`: the
+    number of the one that stands) or SAME_PERSON. NOT_FOUND when there is
+    none.
+    """
+    BatchCloseSagas: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.BatchCloseSagasRequest, _orchestrator_pb2.BatchCloseSagasResponse]
+    """CloseSaga for a list."""
 
 class OrchestratorServiceServicer:
     """Takes an order through inventory, payment and shipping, and undoes what was
@@ -255,5 +282,52 @@ class OrchestratorServiceServicer:
         context: _aio.ServicerContext[_orchestrator_pb2.GetSagaRequest, _abc.Awaitable[_orchestrator_pb2.GetSagaResponse]],
     ) -> _abc.Awaitable[_orchestrator_pb2.GetSagaResponse]:
         """One saga with its history. NOT_FOUND when there is none."""
+
+    def RetrySaga(
+        self,
+        request: _orchestrator_pb2.RetrySagaRequest,
+        context: _aio.ServicerContext[_orchestrator_pb2.RetrySagaRequest, _abc.Awaitable[_orchestrator_pb2.RetrySagaResponse]],
+    ) -> _abc.Awaitable[_orchestrator_pb2.RetrySagaResponse]:
+        """Has a PARKED saga tried again, once its cause is gone: what was refused, or
+        ran out of attempts, is asked for anew, and what was done is not done
+        again. Answers at once; the saga goes on by itself and ends, in the worst
+        case PARKED once more. A repeat with the key returns the first result. A
+        call with another key for a saga that is not PARKED, because somebody else
+        has retried it or because it has ended since, changes nothing and returns
+        it as it is, with `retried` false. Refused with SAGA_CLOSED. NOT_FOUND when
+        there is none.
+        """
+
+    def BatchRetrySagas(
+        self,
+        request: _orchestrator_pb2.BatchRetrySagasRequest,
+        context: _aio.ServicerContext[_orchestrator_pb2.BatchRetrySagasRequest, _abc.Awaitable[_orchestrator_pb2.BatchRetrySagasResponse]],
+    ) -> _abc.Awaitable[_orchestrator_pb2.BatchRetrySagasResponse]:
+        """RetrySaga for a list."""
+
+    def CloseSaga(
+        self,
+        request: _orchestrator_pb2.CloseSagaRequest,
+        context: _aio.ServicerContext[_orchestrator_pb2.CloseSagaRequest, _abc.Awaitable[_orchestrator_pb2.CloseSagaResponse]],
+    ) -> _abc.Awaitable[_orchestrator_pb2.CloseSagaResponse]:
+        """Says that a PARKED saga was settled by hand, outside of paymesh. Nothing is
+        moved, and the saga stays PARKED and its order as it is: it is merely not
+        waiting for anybody any more. Where money is concerned two people are
+        needed: the first call proposes it, and another person approves the
+        proposal by its number. Otherwise the first call closes it.
+
+        A repeat with the key returns the first result. A closed saga is returned
+        as it is. A proposal takes the place of an earlier one. Refused with
+        SAGA_NOT_PARKED, NOTHING_PROPOSED, PROPOSAL_CHANGED (fact `proposal`: the
+        number of the one that stands) or SAME_PERSON. NOT_FOUND when there is
+        none.
+        """
+
+    def BatchCloseSagas(
+        self,
+        request: _orchestrator_pb2.BatchCloseSagasRequest,
+        context: _aio.ServicerContext[_orchestrator_pb2.BatchCloseSagasRequest, _abc.Awaitable[_orchestrator_pb2.BatchCloseSagasResponse]],
+    ) -> _abc.Awaitable[_orchestrator_pb2.BatchCloseSagasResponse]:
+        """CloseSaga for a list."""
 
 def add_OrchestratorServiceServicer_to_server(servicer: OrchestratorServiceServicer, server: _aio.Server) -> None: ...
