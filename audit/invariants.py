@@ -388,7 +388,12 @@ INVARIANTS: tuple[Invariant, ...] = (
         "whatever happened is in the outbox once, and nothing else is",
         "the outboxes with what happened",
         tuple(
-            Query(service=service, counted=("announcements", queries.COUNT_ANNOUNCEMENTS), offending=(apart,))
+            Query(
+                service=service,
+                counted=("announcements", queries.COUNT_ANNOUNCEMENTS),
+                offending=(apart,),
+                noted=("forgotten", queries.FORGOTTEN),
+            )
             for service, apart in (
                 ("orchestrator", queries.SAGAS_ANNOUNCED_APART),
                 ("payment", queries.PAYMENTS_ANNOUNCED_APART),

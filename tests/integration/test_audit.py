@@ -385,6 +385,53 @@ def test_a_parked_saga_is_told_and_no_offence(books: Books) -> None:
     assert f"{good.saga_id} is PARKED: authorize VOID_REFUSED" in result.stdout
 
 
+FORGET = """
+    WITH gone AS (
+        DELETE FROM event_batches WHERE first_position = (SELECT min(first_position) FROM event_batches)
+        RETURNING outbox_ids
+    )
+    DELETE FROM outbox WHERE outbox_id IN (SELECT unnest(outbox_ids) FROM gone);
+"""
+"""What the relay does with announcements that are old enough (EVENTS_KEEP_DAYS)."""
+
+
+@pytest.mark.parametrize(
+    ("more", "violated"),
+    [
+        ("UPDATE event_batches SET numbered_at = now(); UPDATE event_log SET swept_at = now();", ()),
+        # What is missing is younger than what is kept: that was not forgotten.
+        (
+            (
+                "UPDATE event_batches SET numbered_at = now() - interval '2 days';"
+                " UPDATE event_log SET swept_at = now() - interval '2 days';"
+            ),
+            ("0 times, 1 due",),
+        ),
+        # One too many is one too many, however old.
+        (
+            (
+                "UPDATE event_batches SET numbered_at = now(); UPDATE event_log SET swept_at = now();"
+                " INSERT INTO outbox (merchant_id, aggregate_id, type, payload) SELECT merchant_id, saga_id,"
+                " 'paymesh.orchestrator.v1.OrderPlaced', '' FROM sagas WHERE saga_id = '{good.saga_id}';"
+            ),
+            ("{good.saga_id} was announced as paymesh.orchestrator.v1.OrderPlaced 1 times, 0 due",),
+        ),
+    ],
+)
+def test_what_was_forgotten_of_the_outbox_is_counted_and_not_missed(
+    books: Books, more: str, violated: tuple[str, ...]
+) -> None:
+    databases = ("orchestrator",) if violated else ("orchestrator", "payment", "inventory", "shipping")
+    with _broken(books, dict.fromkeys(databases, FORGET + more)) as dsns:
+        result = _run(dsns)
+    assert "outbox has forgotten the first" in result.stdout
+    assert (result.exit_code, "VIOLATED" in result.stdout.upper()) == (
+        (1, True) if violated else (0, False)
+    ), result.stdout
+    for text in violated:
+        assert text.format(**books.orders) in result.stdout
+
+
 def test_payments_at_another_processor_are_told_and_not_compared(books: Books) -> None:
     """A payment as it is, at a processor that is none of ours: only that fact is changed, in row, event and bank."""
     good = books.orders["good"]
