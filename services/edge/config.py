@@ -51,7 +51,8 @@ class EdgeConfig(ServiceConfig):
     valkey_probe_seconds: float = Field(default=1.0, gt=0, le=60)
     """While it is left alone, one request per this time asks whether it is back."""
     grant_seconds: float = Field(default=2.0, ge=0, le=60)
-    """How long a key that was looked up is believed. A revoked key works for that long at most."""
+    """How long a key that was looked up is believed, and that there is no such key. A revoked key works for that long
+    at most."""
     webhook_networks_allowed: str = ""
     """Networks with commas between them, "10.1.0.0/16,::1/128", that webhooks may be sent to, unencrypted too, although
     they are not public. Whoever has an API key may then have requests made there."""

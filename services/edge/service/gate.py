@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 from opentelemetry import trace
 from opentelemetry.trace import Span
-from prometheus_client import Histogram
+from prometheus_client import Counter, Histogram
 
 from services.edge import store
 from services.edge.config import EdgeConfig
@@ -39,6 +39,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 GRANTS_MAX = 10_000
 """Keys that are remembered; the one that was not used for longest is forgotten."""
+STRANGERS_MAX = 10_000
+"""Keys that nobody has, and that are remembered as such; the one that was looked up first is forgotten."""
 DISCARDED_BYTES_MAX = 4_194_304
 """Of a body that is too large, so much is read and thrown away: a client that is still sending would not see the
 answer."""
@@ -49,14 +51,22 @@ JSON = (b"content-type", b"application/json")
 """What every body is taken for: there is nothing else it could be, and `curl -d` says something else."""
 
 
+LOOKUPS = Counter(
+    "paymesh_edge_key_lookups_total", "API keys that were looked up in the database.", ("found",)
+)
+
+
 class Grants:
-    """Keys, looked up in the database and believed for a moment."""
+    """Keys, looked up in the database and believed for a moment; that there is no such key, too: a client with an old
+    one in its settings asks for ever. Whoever tries another key each time is looked up each time: not to do that would
+    lock out those who have one."""
 
     def __init__(self, database: Database, key_secret: str, seconds: float) -> None:
         self._database = database
         self._key_secret = key_secret
         self._seconds = seconds
         self._known: OrderedDict[bytes, tuple[float, Grant]] = OrderedDict()
+        self._strangers: OrderedDict[bytes, float] = OrderedDict()
 
     async def of(self, api_key: str) -> Grant | None:
         """What a key is good for; None for nothing. Raises PaymeshError when the database does not answer."""
@@ -68,10 +78,17 @@ class Grants:
         if found is not None and found[0] > time.monotonic():
             grant = found[1]
             self._known.move_to_end(key_hash)
+        elif self._strangers.get(key_hash, 0.0) > time.monotonic():
+            return None
         else:
             looked_up = await store.find_grant(self._database, merchant_id, key_hash)
+            LOOKUPS.labels("no" if looked_up is None else "yes").inc()
             if looked_up is None:
                 self._known.pop(key_hash, None)
+                self._strangers.pop(key_hash, None)
+                self._strangers[key_hash] = time.monotonic() + self._seconds
+                while len(self._strangers) > STRANGERS_MAX:
+                    self._strangers.popitem(last=False)
                 return None
             grant = looked_up
             self._known[key_hash] = (time.monotonic() + self._seconds, grant)
