@@ -19,7 +19,7 @@ from deploy.local.ports import answers_http
 from tests.nursery import Born, Nursery
 
 ROOT = Path(__file__).resolve().parent.parent
-READY_SECONDS = 30.0
+READY_SECONDS = 60.0
 # What starts listens within a tenth of a second; gRPC would look again after one second, and then after two.
 PROMPT = (("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 100))
 

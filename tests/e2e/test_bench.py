@@ -15,6 +15,8 @@ from bench.report import BARS
 from deploy.local.mesh import ROOT
 from deploy.local.stores import EmbeddedPostgres
 
+pytestmark = pytest.mark.timeout(300)
+
 SECONDS = 3.0
 
 
@@ -31,7 +33,7 @@ def run_bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
 
