@@ -25,9 +25,9 @@ from paymesh.errors import call_error
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from paymesh.orchestrator.v1.orchestrator_pb2_grpc import OrchestratorServiceStub
 from tests.orders import (
+    AUDITED,
     CALLER,
     CANCELLED,
-    DATABASES,
     UNDONE_AT_SHIP,
     Shop,
     new_key,
@@ -318,5 +318,5 @@ async def test_two_people_do_it_by_command(pair: Shop) -> None:
 
 async def test_afterwards_the_books_agree(pair: Shop) -> None:
     """And the audit knows what was parked, tried again and closed."""
-    report = await run_audit({name: pair.mesh.dsn(name) for name in DATABASES}, wait_seconds=20)
+    report = await run_audit({name: pair.mesh.dsn(name) for name in AUDITED}, wait_seconds=20)
     assert report.ok, [f"{offence}" for line in report.lines for offence in line.first]

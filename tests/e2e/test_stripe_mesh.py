@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from audit.run import run_audit
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
-from tests.orders import DATABASES, PRICE_MINOR, Shop, order, running_shop
+from tests.orders import AUDITED, PRICE_MINOR, Shop, order, running_shop
 from tests.stripe_mesh import KEY, StripeSandbox
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -66,5 +66,5 @@ async def test_orders_are_held_taken_and_given_back_at_stripe(shop: Shop, stripe
     assert [(one["payment_intent"], one["amount"]) for one in stripe.refunds()] == [(held["id"], 500)]
 
     assert await shop.rows("bank", "SELECT count(*) FROM operations") == [(0,)]
-    report = await run_audit({name: shop.mesh.dsn(name) for name in DATABASES}, wait_seconds=20)
+    report = await run_audit({name: shop.mesh.dsn(name) for name in AUDITED}, wait_seconds=20)
     assert report.ok, [f"{offence}" for line in report.lines for offence in line.first]
