@@ -10,8 +10,9 @@ PYTHON ?= $(shell for p in /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/pyth
 
 BIN := .venv/bin
 READY := .venv/.ready
-# Two files at a time, in the order given: what takes long first, so that both come to an end together.
-PYTEST := $(BIN)/python -m pytest --durations=15 -q -n 2 --dist loadfile --no-loadscope-reorder
+# Three files at a time, for half of the time is spent waiting; in the order given: what takes long first, so that all come
+# to an end together.
+PYTEST := $(BIN)/python -m pytest --durations=15 -q -n 3 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # A folder that was moved or copied brings a .venv along whose programs point to the old place.
