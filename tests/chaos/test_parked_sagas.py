@@ -232,6 +232,7 @@ async def test_a_retry_survives_the_death_of_the_orchestrator_that_took_it(
         assert len(saga.interventions) == 1
         assert await pair.holdings(merchant, placed.order_id) == CANCELLED
     assert await pair.stock(merchant) == (1_000, 0)
+    await pair.mesh.wait_ready(name)
 
 
 async def test_two_people_close_what_is_about_money_and_it_is_kept(
