@@ -35,8 +35,6 @@ class Head(NamedTuple):
     holes: tuple[int, ...]
     noticed_at: tuple[int, ...]
     swept_at: int
-    shared: bool = False
-    """Whether other processes announce, too; as of when the lease was taken."""
 
 
 class Event(NamedTuple):
@@ -156,21 +154,21 @@ async def take_lease(database: Database, relay: str, seconds: float) -> Head | N
     async def work(tx: Transaction) -> Head | None:
         rows = await tx.fetch(_TAKE, {"relay": relay, "seconds": seconds})
         if rows:
-            # Until the lease is renewed for the first time: who had it a moment ago may be the one who stands by now.
-            return _head(rows[0])._replace(shared=True)
+            return _head(rows[0])
         tx.later(_STAND_BY)
         return None
 
     return await database.transact(work)
 
 
-async def renew_lease(database: Database, relay: str, seconds: float, sent: int) -> Head | None:
-    """Stay the one who gives positions, and write down how far the bus is. None when another relay has the lease."""
+async def renew_lease(database: Database, relay: str, seconds: float, sent: int) -> tuple[Head, bool] | None:
+    """Stay the one who gives positions, and write down how far the bus is. Tells also whether another relay stands by,
+    whose process announces, too. None when another relay has the lease."""
 
-    async def work(tx: Transaction) -> Head | None:
+    async def work(tx: Transaction) -> tuple[Head, bool] | None:
         params = {"relay": relay, "seconds": seconds, "sent": sent, "shared": SHARED_SECONDS}
         rows = await tx.fetch(_RENEW, params)
-        return _head(rows[0])._replace(shared=rows[0][-1]) if rows else None
+        return (_head(rows[0]), rows[0][-1]) if rows else None
 
     return await database.transact(work)
 
@@ -211,11 +209,10 @@ async def number(
         rows = await locked
         if not rows:
             return None
-        true, now = _head(rows[0])._replace(shared=head.shared), rows[0][-1]
+        true, now = _head(rows[0]), rows[0][-1]
         if true[2:5] != head[2:5]:
-            return Numbered(
-                true, [], more=True
-            )  # what was looked for is not what had to be looked for; the next round does
+            # What was looked for is not what had to be looked for; the next round does.
+            return Numbered(true, [], more=True)
         announced = await found
         ids = [row[0] for row in announced]
         after = numbered(true, ids, head.sent, now)
@@ -261,7 +258,6 @@ def numbered(head: Head, ids: Sequence[int], sent: int, now: int) -> Head:
         tuple(holes),
         tuple(holes.values()),
         now,
-        head.shared,
     )
 
 

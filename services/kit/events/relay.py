@@ -83,6 +83,7 @@ class Relay:
         self._forget_at = 0.0
         self._found_at = 0.0
         self._urgent = asyncio.Event()
+        self._shared = True
 
     def hint(self, urgent: bool = False) -> None:
         """Something was announced in this process, and is committed."""
@@ -113,9 +114,9 @@ class Relay:
     async def _rest(self) -> None:
         if self._head is None:
             await asyncio.sleep(STANDBY_SECONDS)
-        elif await _is_set(self._hint, self._quiet_seconds(self._head)) and await _is_set(
-            self._urgent, GATHER_SECONDS
-        ):
+            return
+        told = await _is_set(self._hint, self._quiet_seconds(self._head))
+        if told and await _is_set(self._urgent, GATHER_SECONDS):
             await asyncio.sleep(GATHER_URGENT_SECONDS)
 
     def _quiet_seconds(self, head: Head) -> float:
@@ -123,7 +124,7 @@ class Relay:
         now = time.monotonic()
         if self._bus is not None and head.sent < head.position:
             return max(0.0, min(self._bus_at - now, POLL_SECONDS))
-        if not head.shared:
+        if not self._shared:
             return POLL_SECONDS
         return POLL_BUSY_SECONDS if now - self._found_at < 1.0 else POLL_SHARED_SECONDS
 
@@ -141,16 +142,21 @@ class Relay:
             self._head = None  # what is true is read again
             raise
         if self._head is not None and self._bus is not None and now >= self._bus_at:
-            if 0 < len(events) <= wire.LIST_MAX and self._head.sent + 1 == events[0].position:
-                await self._send(self._bus, events)  # it has all that came before
-            await self._catch_up(self._bus)
+            next_in_line = 0 < len(events) <= wire.LIST_MAX and self._head.sent + 1 == events[0].position
+            if not next_in_line or await self._send(self._bus, events):
+                await self._catch_up(self._bus)
         await self._look_after(now)
         return more
 
     async def _hold(self, head: Head | None) -> Head | None:
         if head is None:
+            self._shared = True  # who had it a moment ago may be the one who stands by now
             return await log.take_lease(self._database, self._name, LEASE_SECONDS)
-        return await log.renew_lease(self._database, self._name, LEASE_SECONDS, head.sent)
+        renewed = await log.renew_lease(self._database, self._name, LEASE_SECONDS, head.sent)
+        if renewed is None:
+            return None
+        after, self._shared = renewed
+        return after
 
     async def _number(self, head: Head, hinted: bool) -> tuple[Sequence[Event], bool]:
         """What has got a position, and whether there is more."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from google.protobuf.message import Message
 
 from paymesh.orchestrator.v1 import orchestrator_pb2 as pb
 from services.kit.checks import Checks
@@ -23,6 +26,9 @@ from services.orchestrator.store import StoredSaga
 
 ACTOR_LENGTH_MAX = 64
 REASON_LENGTH_MAX = 200
+
+W = TypeVar("W", Retry, Close)
+M = TypeVar("M", bound=Message)
 
 _RETRIED = Pack(pb.RetrySagaResponse)
 _CLOSED = Pack(pb.CloseSagaResponse)
@@ -68,31 +74,19 @@ class Intervening:
         epoch = self._ownership.epoch
         moved: dict[SagaKey, StoredSaga] = {}
 
+        def decide(stored: StoredSaga, wish: Retry, now_ms: int) -> StoredSaga | PaymeshError | None:
+            saga = interventions.retry(stored.saga, stored.interventions, wish, now_ms)
+            if saga is None or isinstance(saga, PaymeshError):
+                return saga
+            done = Intervention(Kind.RETRIED, wish.actor, wish.reason, now_ms)
+            return stored._replace(saga=saga, owner_epoch=epoch, interventions=(*stored.interventions, done))
+
+        def answer(stored: StoredSaga, changed: bool) -> pb.RetrySagaResponse:
+            return pb.RetrySagaResponse(saga=_message(stored), retried=changed)
+
         async def work(tx: Transaction, fresh: list[Command[Retry]]) -> list[Outcome[pb.RetrySagaResponse]]:
-            known = await store.lock_sagas(tx, [(c.merchant_id, c.request.saga_id) for c in fresh])
-            now_moved: dict[SagaKey, StoredSaga] = {}
-            outcomes: list[Outcome[pb.RetrySagaResponse]] = []
-            now = now_ms()
-            for command in fresh:
-                wish = command.request
-                stored = known.get((wish.merchant_id, wish.saga_id))
-                if stored is None:
-                    outcomes.append(Failed(interventions.no_saga(wish.saga_id)))
-                    continue
-                decision = interventions.retry(stored.saga, stored.interventions, wish, now)
-                if isinstance(decision, PaymeshError):
-                    outcomes.append(Failed(decision))
-                    continue
-                if decision is not None:
-                    done = Intervention(Kind.RETRIED, wish.actor, wish.reason, now)
-                    stored = stored._replace(
-                        saga=decision, owner_epoch=epoch, interventions=(*stored.interventions, done)
-                    )
-                    known[stored.saga.key] = now_moved[stored.saga.key] = stored
-                message = pb.RetrySagaResponse(saga=_message(stored), retried=decision is not None)
-                outcomes.append(Answer(message))
-            store.save_interventions(tx, list(now_moved.values()))
-            moved.update(now_moved)
+            outcomes, changed = await _carry_out(tx, fresh, decide, answer)
+            moved.update(changed)
             return outcomes
 
         with self._engine.starting({(c.merchant_id, c.request.saga_id) for c in commands}):
@@ -113,30 +107,50 @@ class Intervening:
     ) -> list[Outcome[pb.CloseSagaResponse]]:
         """Sagas are closed, or that is proposed."""
 
+        def decide(stored: StoredSaga, wish: Close, now_ms: int) -> StoredSaga | PaymeshError | None:
+            done = interventions.close(stored.saga, stored.interventions, wish, now_ms)
+            if done is None or isinstance(done, PaymeshError):
+                return done
+            return stored._replace(interventions=(*stored.interventions, done))
+
+        def answer(stored: StoredSaga, changed: bool) -> pb.CloseSagaResponse:
+            closed = interventions.is_closed(stored.interventions)
+            return pb.CloseSagaResponse(saga=_message(stored), closed=closed)
+
         async def work(tx: Transaction, fresh: list[Command[Close]]) -> list[Outcome[pb.CloseSagaResponse]]:
-            known = await store.lock_sagas(tx, [(c.merchant_id, c.request.saga_id) for c in fresh])
-            moved: dict[SagaKey, StoredSaga] = {}
-            outcomes: list[Outcome[pb.CloseSagaResponse]] = []
-            now = now_ms()
-            for command in fresh:
-                wish = command.request
-                stored = known.get((wish.merchant_id, wish.saga_id))
-                if stored is None:
-                    outcomes.append(Failed(interventions.no_saga(wish.saga_id)))
-                    continue
-                decision = interventions.close(stored.saga, stored.interventions, wish, now)
-                if isinstance(decision, PaymeshError):
-                    outcomes.append(Failed(decision))
-                    continue
-                if decision is not None:
-                    stored = stored._replace(interventions=(*stored.interventions, decision))
-                    known[stored.saga.key] = moved[stored.saga.key] = stored
-                closed = interventions.is_closed(stored.interventions)
-                outcomes.append(Answer(pb.CloseSagaResponse(saga=_message(stored), closed=closed)))
-            store.save_interventions(tx, list(moved.values()))
+            outcomes, _ = await _carry_out(tx, fresh, decide, answer)
             return outcomes
 
         return await run_set(self._database, "CloseSaga", commands, work, _CLOSED, deadline)
+
+
+async def _carry_out(
+    tx: Transaction,
+    fresh: Sequence[Command[W]],
+    decide: Callable[[StoredSaga, W, int], StoredSaga | PaymeshError | None],
+    answer: Callable[[StoredSaga, bool], M],
+) -> tuple[list[Outcome[M]], dict[SagaKey, StoredSaga]]:
+    """Lock the sagas, decide on each wish, save. `decide` says what a saga becomes, None for nothing else than it is;
+    `answer` is told the saga, and whether it was changed. Returns also the sagas that were."""
+    known = await store.lock_sagas(tx, [(c.merchant_id, c.request.saga_id) for c in fresh])
+    changed: dict[SagaKey, StoredSaga] = {}
+    outcomes: list[Outcome[M]] = []
+    now = now_ms()
+    for command in fresh:
+        wish = command.request
+        stored = known.get((wish.merchant_id, wish.saga_id))
+        if stored is None:
+            outcomes.append(Failed(interventions.no_saga(wish.saga_id)))
+            continue
+        after = decide(stored, wish, now)
+        if isinstance(after, PaymeshError):
+            outcomes.append(Failed(after))
+            continue
+        if after is not None:
+            known[stored.saga.key] = changed[stored.saga.key] = after
+        outcomes.append(Answer(answer(after or stored, after is not None)))
+    store.save_interventions(tx, list(changed.values()))
+    return outcomes, changed
 
 
 def _message(stored: StoredSaga) -> pb.Saga:
